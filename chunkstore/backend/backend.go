@@ -1,0 +1,68 @@
+// Package backend is what the chunk store needs of the place its objects lie in. It fits a local folder
+// (backend/local) and S3-compatible objects: names are never overwritten, there is no rename, reads are ranged.
+//
+// Objects are of two sorts. A small one (superblock, key, point record) appears whole with Put. A long one (pack) is
+// appended front to back; what Sync has covered survives a crash, and Seal makes it an object like any other. A long
+// object that was never sealed is listed with Sealed false: the store's recovery decides what becomes of it.
+//
+// Names are slash-separated, of [a-z0-9._-], at most 200 bytes. The suite in chunkstore/storetest holds an
+// implementation to all of this.
+package backend
+
+import (
+	"context"
+	"io"
+)
+
+// Info describes an object.
+type Info struct {
+	Name   string
+	Size   int64 // bytes
+	Sealed bool
+}
+
+// Object is an open object. ReadAt is as io.ReaderAt and may be called concurrently.
+type Object interface {
+	io.ReaderAt
+	io.Closer
+	Size() int64
+}
+
+// Appender writes a long object. It is used by one goroutine. After any error but of Close it is poisoned: every later
+// call fails, nothing is retried.
+type Appender interface {
+	// Write appends all of p.
+	io.Writer
+	// Sync makes everything appended so far durable.
+	Sync() error
+	// Seal makes the object durable, complete and immutable, and closes it.
+	Seal() error
+	// Close gives up without sealing; what Sync covered stays for recovery. After Seal it does nothing.
+	Close() error
+}
+
+// Backend keeps objects.
+type Backend interface {
+	// Put makes a small object, durably and all at once. errs.Exists if the name is taken.
+	Put(ctx context.Context, name string, data []byte) error
+	// Append begins a long object. errs.Exists if the name is taken, sealed or not.
+	Append(ctx context.Context, name string) (Appender, error)
+	// Open opens a sealed object or a small one, or an unsealed one for recovery. errs.NotFound if there is none.
+	Open(ctx context.Context, name string) (Object, error)
+	// List returns the objects whose names begin with prefix, sorted by name.
+	List(ctx context.Context, prefix string) ([]Info, error)
+	// Remove deletes an object, sealed or not, durably. errs.NotFound if there is none.
+	Remove(ctx context.Context, name string) error
+}
+
+// Resumer is implemented by backends on which recovery can finish an unsealed object in place.
+type Resumer interface {
+	// Resume cuts the unsealed object to keep bytes and continues it behind them.
+	Resume(ctx context.Context, name string, keep int64) (Appender, error)
+}
+
+// Replacer is implemented by backends on which the few small objects that may change (the wrapped key after a change
+// of passphrase) can be replaced atomically and durably.
+type Replacer interface {
+	Replace(ctx context.Context, name string, data []byte) error
+}
