@@ -1,0 +1,288 @@
+package index
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+	"golang.org/x/sys/unix"
+
+	"github.com/holdfast-backup/holdfast/internal/disk"
+	"github.com/holdfast-backup/holdfast/internal/errs"
+)
+
+const (
+	defaultMemTable = 16 << 20
+	defaultReserve  = 256 << 20
+
+	// asideMark is what the name of a folder that was moved aside has behind the index's own; a time follows.
+	asideMark = ".bad-"
+)
+
+// Open opens the index in the folder dir, which belongs to the store with that UUID, and makes it if there is none.
+//
+// A folder that is damaged, of another format version or of another store is moved to "<dir>.bad-<time>", where the
+// newest one is kept for people to look at, and an empty index takes its place: ask Fresh. Open reads the whole folder
+// once to be sure of it. The error is errs.Busy if another process has the index open, errs.NoSpace if the disk is so
+// full that working with it is not safe, and of other kinds if the folder cannot be used at all.
+func Open(dir string, storeUUID [16]byte, o Options) (*Index, error) {
+	const op = "open index"
+	if o.memTable == 0 {
+		o.memTable = defaultMemTable
+	}
+	if o.reserve == 0 {
+		o.reserve = defaultReserve
+	}
+	dir = filepath.Clean(dir)
+	lock, err := lockFolder(dir)
+	if err != nil {
+		return nil, errs.Wrap(op, dir, err)
+	}
+	x := &Index{dir: dir, opt: o, lock: lock}
+	if err = spaceLeft(dir, o.reserve); err == nil {
+		err = x.openOrBegin(storeUUID)
+	}
+	if err != nil {
+		_ = x.lock.Close()
+		return nil, errs.Wrap(op, dir, err)
+	}
+	return x, nil
+}
+
+// distrust is the error that makes Open begin anew. Other errors are reported: throwing an index away does not help
+// against a full disk or a missing permission.
+type distrust struct{ reason string }
+
+func (d distrust) Error() string { return d.reason }
+
+func (x *Index) openOrBegin(store [16]byte) error {
+	err := x.openExisting(store)
+	var d distrust
+	if !errors.As(err, &d) {
+		return err
+	}
+	x.fresh, x.reason = true, d.reason
+	if x.opt.Log != nil {
+		x.opt.Log.Warn("index: begun anew, packs will be indexed again", "op", "open index", "reason", d.reason)
+	}
+	if err := x.moveAside(); err != nil {
+		return err
+	}
+	return x.begin(store)
+}
+
+// openExisting opens what is in the folder, or returns a distrust.
+func (x *Index) openExisting(store [16]byte) error {
+	s, err := readState(x.dir)
+	switch {
+	case err != nil:
+		return err
+	case s.version != FormatVersion:
+		return distrust{fmt.Sprintf("it has format version %d, this program uses %d", s.version, FormatVersion)}
+	case s.store != store:
+		return distrust{"it belongs to another store"}
+	}
+	if err := guard(func() error { return checkFolder(x.dir) }); err != nil {
+		return distrustDamage(err)
+	}
+	if x.state, err = openState(x.dir, s); err != nil {
+		return err
+	}
+	err = guard(func() error { return x.openBadger() })
+	if err == nil {
+		err = guard(func() error { return x.checkRing(s.acked) })
+		if err != nil {
+			_ = guard(x.db.Close)
+		}
+	}
+	if err != nil {
+		_ = x.state.close()
+		return distrustDamage(err)
+	}
+	return nil
+}
+
+// distrustDamage keeps errors that say nothing about the content of the folder.
+func distrustDamage(err error) error {
+	if k := errs.KindOf(err); k == errs.Denied || k == errs.NoSpace || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		return err
+	}
+	return distrust{"it is damaged: " + err.Error()}
+}
+
+func readState(dir string) (s state, err error) {
+	b, err := disk.ReadFile(disk.OS{}, filepath.Join(dir, stateName), stateSize)
+	if errs.Is(err, errs.NotFound) {
+		names, err := os.ReadDir(dir)
+		if err != nil {
+			return s, err
+		}
+		if len(names) == 0 {
+			return s, distrust{"there was none"}
+		}
+		return s, distrust{"its state file is missing"}
+	}
+	if err == nil {
+		s, err = decodeState(b)
+	}
+	if err != nil {
+		return s, distrustDamage(fmt.Errorf("state file: %w", err))
+	}
+	return s, nil
+}
+
+// begin makes an empty index in the empty, locked folder.
+func (x *Index) begin(store [16]byte) (err error) {
+	if x.state, err = createState(x.dir, state{version: FormatVersion, store: store}); err != nil {
+		return err
+	}
+	if err := guard(x.openBadger); err != nil {
+		_ = x.state.close()
+		return err
+	}
+	return nil
+}
+
+// openBadger opens the database. Memory: one memtable that is written and two that wait to be flushed, the builders of
+// two compactions, no cache of blocks (they are mapped and not compressed) and none of table indexes (mapped as well).
+func (x *Index) openBadger() error {
+	o := badger.DefaultOptions(x.dir).
+		WithLogger(logger{x.opt.Log}).
+		WithSyncWrites(true).
+		WithNumVersionsToKeep(1).
+		WithCompression(options.None).
+		WithDetectConflicts(false).
+		WithMetricsEnabled(false).
+		WithChecksumVerificationMode(options.OnBlockRead).
+		WithMemTableSize(x.opt.memTable).
+		WithNumMemtables(2).
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(0).
+		WithNumCompactors(2).
+		WithNumGoroutines(1).
+		WithNumLevelZeroTables(4).
+		WithNumLevelZeroTablesStall(8).
+		WithValueThreshold(1 << 10).   // far above any value: nothing goes to the value log
+		WithValueLogFileSize(1 << 20). // the least that badger takes; the file stays empty
+		WithBypassLockGuard(true)      // lockFolder holds the same lock, also while the folder is moved aside
+	db, err := badger.OpenManaged(o)
+	if err != nil {
+		return err
+	}
+	x.db = db
+	return nil
+}
+
+// checkRing finds out whether a transaction that was acknowledged is missing, and where the sequence goes on.
+func (x *Index) checkRing(acked uint64) error {
+	ring := make([]uint64, ringSize)
+	err := scan(x.db, []byte{prefixRing}, func(key, value []byte) error {
+		if len(key) != 3 || len(value) != 8 {
+			return errors.New("a ring entry of another form")
+		}
+		slot, seq := binary.BigEndian.Uint16(key[1:]), binary.LittleEndian.Uint64(value)
+		if seq%ringSize != uint64(slot) {
+			return fmt.Errorf("ring entry %d holds sequence %d", slot, seq)
+		}
+		ring[slot] = seq
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	x.seq = acked
+	for seq := acked; seq > 0 && acked-seq < ringSize; seq-- {
+		got := ring[seq%ringSize]
+		if got < seq {
+			return fmt.Errorf("transaction %d of %d is missing", seq, acked)
+		}
+		x.seq = max(x.seq, got)
+	}
+	for _, seq := range ring {
+		x.seq = max(x.seq, seq)
+	}
+	x.db.SetDiscardTs(x.seq)
+	return nil
+}
+
+// lockFolder makes the folder if needed and locks it as badger itself would, so that badger's own tools keep away too.
+func lockFolder(dir string) (*os.File, error) {
+	if err := (disk.OS{}).MkdirAll(dir); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if err == unix.EWOULDBLOCK {
+			return nil, errs.Text("lock", dir, errs.Busy, "another process has the index open").
+				WithNext("Stop the other process that uses this store, or wait for it to end.")
+		}
+		return nil, os.NewSyscallError("flock", err)
+	}
+	return f, nil
+}
+
+// moveAside moves the folder away unless it is empty, makes a new one and locks it. Of the folders moved aside before,
+// it removes those older than this one.
+func (x *Index) moveAside() error {
+	names, err := os.ReadDir(x.dir)
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	aside := x.dir + asideMark + strconv.FormatInt(time.Now().UnixNano(), 10)
+	if err := os.Rename(x.dir, aside); err != nil {
+		return err
+	}
+	parent := filepath.Dir(x.dir)
+	if err := (disk.OS{}).SyncDir(parent); err != nil {
+		return err
+	}
+	lock, err := lockFolder(x.dir)
+	if err != nil {
+		return err
+	}
+	_ = x.lock.Close()
+	x.lock = lock
+	return removeOlder(parent, filepath.Base(x.dir)+asideMark, filepath.Base(aside))
+}
+
+func removeOlder(parent, prefix, keep string) error {
+	all, err := os.ReadDir(parent)
+	if err != nil {
+		return err
+	}
+	for _, d := range all {
+		if !strings.HasPrefix(d.Name(), prefix) || d.Name() == keep {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(parent, d.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// spaceLeft fails when less than reserve bytes are free: badger writes through memory maps, where a full disk kills
+// the process instead of giving an error.
+func spaceLeft(dir string, reserve int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return os.NewSyscallError("statfs", err)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < reserve {
+		return errs.Text("use disk", dir, errs.NoSpace, fmt.Sprintf("%d MiB are free, %d MiB are needed", free>>20, reserve>>20)).
+			WithNext("Free space on the disk that holds the index, or move the index to a larger one.")
+	}
+	return nil
+}
