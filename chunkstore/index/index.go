@@ -362,7 +362,9 @@ func chunkKey(id chunk.ID) (key [chunkKeySize]byte) {
 
 func markKey(pack uint32) []byte { return binary.BigEndian.AppendUint32([]byte{prefixMark}, pack) }
 
-func ringKey(seq uint64) []byte { return binary.BigEndian.AppendUint16([]byte{prefixRing}, uint16(seq%ringSize)) }
+func ringKey(seq uint64) []byte {
+	return binary.BigEndian.AppendUint16([]byte{prefixRing}, uint16(seq%ringSize))
+}
 
 func encodePlace(p chunk.Place) []byte {
 	b := make([]byte, 0, placeSize)
