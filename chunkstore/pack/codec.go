@@ -1,0 +1,151 @@
+package pack
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/klauspost/compress/s2"
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
+)
+
+// Codec says how frames are compressed. Numbers never change.
+type Codec uint8
+
+// The codecs.
+const (
+	None   Codec = 0
+	Zstd   Codec = 1 // smallest; fastest level, for compression bounds the speed of a first backup
+	S2     Codec = 2 // half the CPU of Zstd and a third more space
+	codecs Codec = 3 // how many there are
+)
+
+// String returns the codec's name as configuration spells it.
+func (c Codec) String() string {
+	if c < codecs {
+		return [codecs]string{"none", "zstd", "s2"}[c]
+	}
+	return fmt.Sprintf("codec %d", uint8(c))
+}
+
+// zstdWindow is ample for frames of 64 KiB; the library's default would clear and carry several MiB for each encoder.
+const zstdWindow = 256 << 10
+
+// rawShift sets what compression must save to be kept: 1/16 of a frame. Less is not worth a decode at every read.
+const rawShift = 4
+
+var (
+	encoders = sync.Pool{New: func() any {
+		e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(zstdWindow),
+			zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true))
+		if err != nil {
+			panic("pack: zstd encoder: " + err.Error()) // the options are constants
+		}
+		return e
+	}}
+	decoders = sync.Pool{New: func() any {
+		d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+			zstd.WithDecoderMaxWindow(zstdWindow), zstd.WithDecodeAllCapLimit(true))
+		if err != nil {
+			panic("pack: zstd decoder: " + err.Error()) // the options are constants
+		}
+		return d
+	}}
+	compressed = sync.Pool{New: func() any { return new(payload) }}
+)
+
+// payload is the buffer behind a Compressed: the frames one behind the other, and room for one that did not shrink.
+type payload struct {
+	frames [chunk.MaxSize]byte
+	tryout [chunk.FrameSize + chunk.FrameSize/4]byte // s2 wants room for its worst case, a sixth more
+}
+
+// Compressed is a chunk ready to be encrypted and appended. It holds a buffer until Release.
+type Compressed struct {
+	codec  Codec
+	raw    uint16
+	plain  uint32
+	length [maxFrames]uint32
+	buf    *payload
+}
+
+// Compress cuts plain into frames and compresses each of them. A frame that would not shrink by at least 1/16 stays as
+// it is. plain is not kept. It panics if plain is empty or larger than chunk.MaxSize: the cutter promises neither.
+func Compress(codec Codec, plain []byte) Compressed {
+	if len(plain) == 0 || len(plain) > chunk.MaxSize || codec >= codecs {
+		panic(fmt.Sprintf("pack: Compress of %d bytes with %v", len(plain), codec))
+	}
+	c := Compressed{codec: codec, plain: uint32(len(plain)), buf: compressed.Get().(*payload)}
+	at := 0
+	for i := range framesOf(len(plain)) {
+		frame := plain[i*chunk.FrameSize : min(len(plain), (i+1)*chunk.FrameSize)]
+		out := encodeFrame(codec, c.buf.tryout[:0], frame)
+		if out == nil || len(out) > len(frame)-max(1, len(frame)>>rawShift) {
+			out = frame
+			c.raw |= 1 << i
+		}
+		c.length[i] = uint32(copy(c.buf.frames[at:], out))
+		at += len(out)
+	}
+	return c
+}
+
+// encodeFrame returns frame compressed, in dst where it fits, or nil if the codec does nothing.
+func encodeFrame(codec Codec, dst, frame []byte) []byte {
+	switch codec {
+	case Zstd:
+		e := encoders.Get().(*zstd.Encoder)
+		defer encoders.Put(e)
+		return e.EncodeAll(frame, dst)
+	case S2:
+		return s2.Encode(dst[:cap(dst)], frame)
+	}
+	return nil
+}
+
+// PlainLen returns the bytes before compression.
+func (c *Compressed) PlainLen() int { return int(c.plain) }
+
+// StoredLen returns the bytes the chunk takes in a pack, without padding: Place.Stored.
+func (c *Compressed) StoredLen() int {
+	n := groupSize
+	for _, l := range c.length[:framesOf(int(c.plain))] {
+		n += int(l) + tagSize
+	}
+	return n
+}
+
+// Release gives the buffer back. c must not be used afterwards. Releasing twice does nothing.
+func (c *Compressed) Release() {
+	if c.buf != nil {
+		compressed.Put(c.buf)
+		c.buf = nil
+	}
+}
+
+var errDecode = errors.New("a frame does not decode to what its header says")
+
+// decodeFrame appends the plain bytes of a frame to dst, which has room for them: exactly plain of them, or it fails.
+func decodeFrame(codec Codec, dst, frame []byte, plain int) ([]byte, error) {
+	at := len(dst)
+	room := dst[at : at : at+plain] // a bomb has nowhere to go
+	var out []byte
+	var err error
+	switch codec {
+	case Zstd:
+		d := decoders.Get().(*zstd.Decoder)
+		out, err = d.DecodeAll(frame, room)
+		decoders.Put(d)
+	case S2:
+		var n int
+		if n, err = s2.DecodedLen(frame); err == nil && n == plain {
+			out, err = s2.Decode(room[:plain], frame)
+		}
+	}
+	if err != nil || len(out) != plain {
+		return dst, errDecode
+	}
+	return dst[:at+plain], nil
+}
