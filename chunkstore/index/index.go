@@ -29,8 +29,8 @@ const (
 	ringSize     = 1 << 16
 )
 
-// batchSize is the largest number of entries in one transaction: few enough that badger takes them in one piece with
-// the memtable size used, many enough that a bulk load is not bound by syncs.
+// batchSize is the largest number of entries in one transaction: few enough that badger takes them in one piece, many
+// enough that a bulk load is not bound by syncs. A small memtable takes fewer, see Options.batch.
 const batchSize = 4096
 
 // newest is the read timestamp that sees the last version of every key.
@@ -44,6 +44,10 @@ type Options struct {
 	memTable int64 // bytes of one memtable; tests make it small to reach several tables quickly
 	reserve  int64 // bytes of free space below which nothing is written; tests raise it
 }
+
+// batch returns the number of entries in one transaction. Badger takes 15 % of a memtable, counting some 100 bytes for
+// an entry; this stays below that.
+func (o Options) batch() int { return int(min(batchSize, o.memTable/1024)) }
 
 // Entry is an ID with its place.
 type Entry struct {
@@ -294,7 +298,7 @@ func (x *Index) read(op string, f func() error) error {
 	return nil
 }
 
-// inBatches commits n items in transactions of at most batchSize, which fill makes of the items [from, to).
+// inBatches commits n items in transactions, which fill makes of the items [from, to).
 func (x *Index) inBatches(op string, n int, fill func(txn *badger.Txn, from, to int) error) error {
 	x.life.RLock()
 	defer x.life.RUnlock()
@@ -306,11 +310,11 @@ func (x *Index) inBatches(op string, n int, fill func(txn *badger.Txn, from, to 
 	if x.failed != nil {
 		return errs.Wrap(op, x.dir, x.failed)
 	}
-	for from := 0; from < n; from += batchSize {
+	for from := 0; from < n; from += x.opt.batch() {
 		if err := spaceLeft(x.dir, x.opt.reserve); err != nil {
 			return errs.Wrap(op, x.dir, err)
 		}
-		to := min(from+batchSize, n)
+		to := min(from+x.opt.batch(), n)
 		if err := guard(func() error { return x.commit(func(t *badger.Txn) error { return fill(t, from, to) }) }); err != nil {
 			x.failed = errs.New("write index", x.dir, errs.KindOf(err), err).
 				WithNext("Restart the service: it checks the index and rebuilds it if it has to.")

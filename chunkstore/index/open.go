@@ -151,8 +151,12 @@ func (x *Index) begin(store [16]byte) (err error) {
 	return nil
 }
 
-// openBadger opens the database. Memory: one memtable that is written and two that wait to be flushed, the builders of
-// two compactions, no cache of blocks (they are mapped and not compressed) and none of table indexes (mapped as well).
+// tableSize is the size of a table on every level. Badger would double it from level to level, and a compaction holds
+// some ten tables of twice that size in memory: with tables of one size, memory does not grow with the index.
+const tableSize = 4 << 20
+
+// openBadger opens the database. Memory: one memtable that is written and two that wait to be flushed, the tables that
+// two compactions build, no cache of blocks (they are mapped and not compressed) and none of table indexes (mapped too).
 func (x *Index) openBadger() error {
 	o := badger.DefaultOptions(x.dir).
 		WithLogger(logger{x.opt.Log}).
@@ -164,6 +168,7 @@ func (x *Index) openBadger() error {
 		WithChecksumVerificationMode(options.OnBlockRead).
 		WithMemTableSize(x.opt.memTable).
 		WithNumMemtables(2).
+		WithBaseTableSize(tableSize).
 		WithBlockCacheSize(0).
 		WithIndexCacheSize(0).
 		WithNumCompactors(2).
@@ -173,6 +178,7 @@ func (x *Index) openBadger() error {
 		WithValueThreshold(1 << 10).   // far above any value: nothing goes to the value log
 		WithValueLogFileSize(1 << 20). // the least that badger takes; the file stays empty
 		WithBypassLockGuard(true)      // lockFolder holds the same lock, also while the folder is moved aside
+	o.TableSizeMultiplier = 1
 	db, err := badger.OpenManaged(o)
 	if err != nil {
 		return err
