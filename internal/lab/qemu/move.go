@@ -1,0 +1,307 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-backup/holdfast/internal/errs"
+	"github.com/holdfast-backup/holdfast/internal/lab/proc"
+)
+
+// MoveStep names a part of a live move.
+type MoveStep string
+
+// The steps of a live move, in order.
+const (
+	MoveSnapshot MoveStep = "snapshot"
+	MoveCopy     MoveStep = "copy of the base"
+	MoveMirror   MoveStep = "mirror of the top"
+	MovePivot    MoveStep = "pivot"
+	MoveRelease  MoveStep = "release of the source"
+)
+
+// MoveOptions says where a disk is moved.
+type MoveOptions struct {
+	SnapshotPath string // a file to be made: takes the guest's writes during the move and is of no use after it
+	DestDir      string // an existing folder; gets base.qcow2 (or base.raw) and top.qcow2
+	// Progress, when set, is told how far a step is, in percent. It is called from one goroutine at a time.
+	Progress func(step MoveStep, percent float64)
+}
+
+// Moved is what a move left at its destination.
+type Moved struct {
+	Base string // the copied disk, in the format it had
+	Top  string // qcow2 above Base: what the guest has written since the move began
+	// Took says how long each step took.
+	Took map[MoveStep]time.Duration
+}
+
+// mover is one move under way.
+type mover struct {
+	vm    *VM
+	opts  MoveOptions
+	base  Node  // the disk before the move
+	top   Node  // the snapshot above it
+	dest  Node  // the destination's top, with its own base below
+	size  int64 // of the disk, as the guest sees it
+	moved Moved
+}
+
+// MoveDisk moves the disk of a running machine to local files without the guest noticing, in the order in which oVirt
+// does it: a snapshot takes the guest's writes, qemu-img copies the frozen base, a mirror job copies the snapshot and
+// everything the guest goes on writing, and at the pivot the machine changes over. At the end nothing of the source is
+// open. The disk must be a single image, without a backing file.
+//
+// When it fails the machine goes on running, on the source and, once it was made, the snapshot.
+func MoveDisk(ctx context.Context, vm *VM, opts MoveOptions) (Moved, error) {
+	if opts.Progress == nil {
+		opts.Progress = func(MoveStep, float64) {}
+	}
+	m := &mover{vm: vm, opts: opts, base: vm.Disk(), moved: Moved{Took: map[MoveStep]time.Duration{}}}
+	if m.base["backing"] != nil {
+		return Moved{}, errs.Text("move the disk of", vm.name, errs.Unsupported, "it consists of several images")
+	}
+	for _, s := range []struct {
+		name MoveStep
+		do   func(context.Context) error
+	}{
+		{MoveSnapshot, m.snapshot}, {MoveCopy, m.copyBase}, {MoveMirror, m.mirror}, {MoveRelease, m.release},
+	} {
+		begun := time.Now()
+		if err := s.do(ctx); err != nil {
+			return Moved{}, errs.Wrap("move the disk of "+vm.name+", step", string(s.name), err)
+		}
+		m.moved.Took[s.name] += time.Since(begun)
+	}
+	return m.moved, nil
+}
+
+// snapshot freezes the base.
+func (m *mover) snapshot(ctx context.Context) error {
+	m.opts.Progress(MoveSnapshot, 0)
+	var err error
+	if m.size, err = m.vm.sizeOf(ctx, m.base.Name()); err != nil {
+		return err
+	}
+	if _, err := proc.Run(ctx, "qemu-img", "create", "-q", "-f", "qcow2", m.opts.SnapshotPath,
+		strconv.FormatInt(m.size, 10)); err != nil {
+		return err
+	}
+	m.top = FormatNode(fresh("snapshot"), "qcow2", FileNode(m.opts.SnapshotPath))
+	// Opened without its backing: blockdev-snapshot puts it above the base by itself, and insists on doing so.
+	add := FormatNode(m.top.Name(), "qcow2", FileNode(m.opts.SnapshotPath))
+	add["backing"] = nil
+	if err := m.vm.qmp.Execute(ctx, "blockdev-add", add, nil); err != nil {
+		return err
+	}
+	if err := m.vm.qmp.Execute(ctx, "blockdev-snapshot",
+		Node{"node": m.base.Name(), "overlay": m.top.Name()}, nil); err != nil {
+		return err
+	}
+	m.top["backing"] = m.base
+	m.vm.setDisk(m.top)
+	m.opts.Progress(MoveSnapshot, 100)
+	return nil
+}
+
+// copyBase copies the frozen base in its own format, and makes the empty top above the copy.
+func (m *mover) copyBase(ctx context.Context) error {
+	format := m.base.Format()
+	m.moved.Base = filepath.Join(m.opts.DestDir, "base."+format)
+	m.moved.Top = filepath.Join(m.opts.DestDir, "top.qcow2")
+	p, err := proc.Start(ctx, proc.Spec{
+		// -U: the machine has the base open too. -T none, -t none: past the page cache, as on an oVirt host.
+		Args: []string{"qemu-img", "convert", "-p", "-U", "-T", "none", "-t", "none", "-O", format,
+			m.base.Image(), m.moved.Base},
+		Stdout: &percentages{report: func(p float64) { m.opts.Progress(MoveCopy, p) }},
+	})
+	if err != nil {
+		return err
+	}
+	<-p.Done()
+	if err := p.Wait(ctx); err != nil {
+		return err
+	}
+	_, err = proc.Run(ctx, "qemu-img", "create", "-q", "-f", "qcow2", "-b", m.moved.Base, "-F", format,
+		m.moved.Top, strconv.FormatInt(m.size, 10))
+	return err
+}
+
+// mirror copies what lies above the base until both sides are equal, and changes over.
+func (m *mover) mirror(ctx context.Context) error {
+	m.dest = FormatNode(fresh("moved"), "qcow2", FileNode(m.moved.Top))
+	m.dest["backing"] = FormatNode(fresh("moved-base"), m.base.Format(), FileNode(m.moved.Base))
+	if err := m.vm.qmp.Execute(ctx, "blockdev-add", m.dest, nil); err != nil {
+		return err
+	}
+	job := fresh("move")
+	events := m.vm.qmp.Events("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", "BLOCK_JOB_ERROR")
+	defer events.Close()
+	ofJob := func(e Event) bool { return e.Field("device") == job }
+	if err := m.vm.qmp.Execute(ctx, "blockdev-mirror", Node{"job-id": job, "device": m.top.Name(),
+		"target": m.dest.Name(), "sync": "top"}, nil); err != nil {
+		return err
+	}
+	stop := m.watch(ctx, job)
+	e, err := events.Next(ctx, ofJob)
+	stop()
+	if err == nil && e.Name != "BLOCK_JOB_READY" {
+		err = fmt.Errorf("the mirror job ended before it was ready: %s %s", e.Name, e.Data)
+	}
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	m.opts.Progress(MovePivot, 0)
+	if err := m.vm.qmp.Execute(ctx, "job-complete", Node{"id": job}, nil); err != nil {
+		return err
+	}
+	if e, err = events.Next(ctx, ofJob); err != nil {
+		return err
+	}
+	if e.Name != "BLOCK_JOB_COMPLETED" || e.Field("error") != "" {
+		return fmt.Errorf("the mirror job did not pivot: %s %s", e.Name, e.Data)
+	}
+	m.vm.setDisk(m.dest)
+	m.moved.Took[MovePivot] = time.Since(begun)
+	m.moved.Took[MoveMirror] -= m.moved.Took[MovePivot]
+	m.opts.Progress(MovePivot, 100)
+	return nil
+}
+
+// watch reports the job's progress until the returned function is called.
+func (m *mover) watch(ctx context.Context, job string) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		ticker := time.NewTicker(500 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			var jobs []struct {
+				ID    string `json:"id"`
+				Done  int64  `json:"current-progress"`
+				Total int64  `json:"total-progress"`
+			}
+			if m.vm.qmp.Execute(ctx, "query-jobs", nil, &jobs) != nil {
+				return // whoever waits for the job's events learns why
+			}
+			for _, j := range jobs {
+				if j.ID == job && j.Total > 0 {
+					m.opts.Progress(MoveMirror, 100*float64(j.Done)/float64(j.Total))
+				}
+			}
+			select {
+			case <-ticker.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return func() { cancel(); <-ended }
+}
+
+// release closes the source: the snapshot, which holds the base, then the base.
+func (m *mover) release(ctx context.Context) error {
+	for _, n := range []Node{m.top, m.base} {
+		if err := m.vm.qmp.Execute(ctx, "blockdev-del", Node{"node-name": n.Name()}, nil); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(m.opts.SnapshotPath); err != nil {
+		return err
+	}
+	m.opts.Progress(MoveRelease, 100)
+	return nil
+}
+
+func (vm *VM) setDisk(n Node) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.disk = n
+}
+
+// BlockNode is a node that qemu has open.
+type BlockNode struct {
+	Name   string `json:"node-name"`
+	Driver string `json:"drv"`
+	File   string `json:"file"`
+	Image  struct {
+		Size int64 `json:"virtual-size"`
+	} `json:"image"`
+}
+
+// BlockNodes lists everything that qemu has open for the machine's disks.
+func (vm *VM) BlockNodes(ctx context.Context) ([]BlockNode, error) {
+	var nodes []BlockNode
+	err := vm.qmp.Execute(ctx, "query-named-block-nodes", Node{"flat": true}, &nodes)
+	return nodes, err
+}
+
+func (vm *VM) sizeOf(ctx context.Context, node string) (int64, error) {
+	nodes, err := vm.BlockNodes(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, n := range nodes {
+		if n.Name == node {
+			return n.Image.Size, nil
+		}
+	}
+	return 0, errs.Text("find the block node", node, errs.NotFound, "qemu does not know it")
+}
+
+// OpenFiles lists the files that qemu's process has open, whatever qemu says itself.
+func (vm *VM) OpenFiles() ([]string, error) {
+	folder := fmt.Sprintf("/proc/%d/fd", vm.PID())
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return nil, errs.Wrap("list the open files of", vm.name, err)
+	}
+	var files []string
+	for _, e := range entries {
+		if target, err := os.Readlink(filepath.Join(folder, e.Name())); err == nil { // else it was closed just now
+			files = append(files, target)
+		}
+	}
+	return files, nil
+}
+
+// freshNumber counts the names given out by fresh.
+var freshNumber atomic.Uint64
+
+// fresh makes a name that no other node or job has.
+func fresh(what string) string { return fmt.Sprintf("%s-%d", what, freshNumber.Add(1)) }
+
+// percentages reads what `qemu-img -p` prints: "    (12.34/100%)\r".
+type percentages struct {
+	rest   []byte
+	report func(float64)
+}
+
+var _ io.Writer = (*percentages)(nil)
+
+// Write implements io.Writer and never fails.
+func (p *percentages) Write(b []byte) (int, error) {
+	p.rest = append(p.rest, b...)
+	for {
+		i := bytes.IndexByte(p.rest, ')')
+		if i < 0 {
+			return len(b), nil
+		}
+		var v float64
+		if open := bytes.IndexByte(p.rest[:i], '('); open >= 0 {
+			if _, err := fmt.Sscanf(string(p.rest[open:i]), "(%f/100%%", &v); err == nil {
+				p.report(v)
+			}
+		}
+		p.rest = p.rest[i+1:]
+	}
+}
