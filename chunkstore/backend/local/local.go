@@ -206,11 +206,12 @@ func (l *Local) List(ctx context.Context, prefix string) ([]backend.Info, error)
 		return nil, errs.New(op, prefix, errs.Canceled, err)
 	}
 	folder, begin := path.Split(prefix)
-	if prefix != "" && (!validChars(strings.ReplaceAll(prefix, "/", "")) || path.Join("/", folder) != path.Clean("/"+folder)) {
+	below := strings.TrimSuffix(folder, "/")
+	if !validChars(begin) || folder != "" && !validName(below) {
 		return nil, errs.Text(op, prefix, errs.Invalid, "not the beginning of an object's name")
 	}
 	var out []backend.Info
-	if err := l.list(ctx, strings.TrimSuffix(folder, "/"), begin, &out); err != nil {
+	if err := l.list(ctx, below, begin, &out); err != nil {
 		return nil, errs.Wrap(op, prefix, err)
 	}
 	slices.SortFunc(out, func(a, b backend.Info) int { return strings.Compare(a.Name, b.Name) })
