@@ -1,0 +1,29 @@
+// Package chunkstore keeps disks: content-addressed, deduplicated, compressed, encrypted, every version of a disk at
+// once a full image. It knows no virtual machine, no oVirt and no network.
+//
+// Terms. A chunk is a piece of a disk, named by its Digest (chunkstore/chunk) and stored once (chunkstore/pack). A
+// manifest (chunkstore/manifest) lists the chunks of one disk at one time. A Point is what is kept of one machine at
+// one time: labels and a configuration the store gives no meaning to, and one manifest for each disk. A Reader lists
+// and reads; a Store, of which one process holds one at a time, also writes, through Sessions. An Image is a disk of a
+// point read as a file.
+//
+// Invariants:
+//
+//  1. A point's record appears only when everything it refers to is durable: packs synced, indexed, sealed; then the
+//     manifest's pages; then the record. That is the only commit point. What a killed session left is garbage, or is
+//     found and used by the next one; it is never part of a point.
+//  2. Nothing that is referred to is changed. Packs are append-once, records are never rewritten.
+//  3. The index (chunkstore/index) is derived. Losing it costs a rebuild from the packs' directories; reads never need
+//     it, because manifests say where their chunks lie.
+//  4. Zeros are neither read, where the source knows them, nor stored.
+//  5. Every byte that is read was authenticated on the way (AES-256-GCM, with the chunk's name in the additional data).
+//
+// On disk a store is a folder: superblock, keys/, data/ and meta/ (packs), points/, index/, lock. docs/format/store.md
+// draws all of it.
+//
+// Concurrency: a Reader, a Store and an Image may be used by any number of goroutines, a Session by one. Lock order:
+// Session.mu, Store.mu and packCache.mu are leaves; none is held while another is taken or while I/O is done.
+//
+// Tests: a model of points over seeded histories; crash clones at every sync and the n-th operation failing for every
+// n (internal/disk); kills of a real process at chosen places; damage to every kind of file.
+package chunkstore

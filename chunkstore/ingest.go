@@ -1,0 +1,484 @@
+package chunkstore
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"fmt"
+	"hash"
+	"io"
+	"runtime"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
+	"github.com/holdfast-backup/holdfast/chunkstore/cut"
+	"github.com/holdfast-backup/holdfast/chunkstore/manifest"
+	"github.com/holdfast-backup/holdfast/chunkstore/pack"
+	"github.com/holdfast-backup/holdfast/internal/errs"
+)
+
+// ExtentKind says what a Source knows about a range without reading it.
+type ExtentKind uint8
+
+// The kinds of extents.
+const (
+	ExtentData      ExtentKind = iota // must be read
+	ExtentZero                        // reads as zeros
+	ExtentUnchanged                   // equals the parent point's content
+)
+
+// Extent is a range of a disk in bytes.
+type Extent struct {
+	Off, Len int64
+	Kind     ExtentKind
+}
+
+// Source is a disk to be stored.
+type Source interface {
+	// Size returns the exact size in bytes.
+	Size() int64
+	// Extents calls visit with extents that cover [0, Size) in order. Where borders lie off the 4 KiB grid the block
+	// is read, so ReadAt must be able to read it.
+	Extents(ctx context.Context, visit func(Extent) error) error
+	// ReadAt is as io.ReaderAt and is called concurrently. Only blocks that are not wholly zero or unchanged are read.
+	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
+}
+
+// Progress is told after each stretch of disk that was dealt with.
+type Progress struct {
+	DoneBytes int64 // of the disk, from its start
+	Stats     Stats
+}
+
+// Parent is the disk of an earlier point that a new one is compared with and shares with.
+type Parent struct {
+	Point *Point
+	Disk  Disk
+}
+
+// Ingest stores a disk as number of the session's point. parent may be nil; then no extent may be unchanged. Reading,
+// hashing, compressing and writing run side by side; memory is bounded by a few leaves of 8 MiB for each processor.
+func (x *Session) Ingest(ctx context.Context, number int, src Source, parent *Parent, progress func(Progress)) error {
+	op := func(err error) error { return errs.Wrap("store disk", fmt.Sprint(number), err) }
+	for _, d := range x.point.Disks {
+		if d.Number >= number {
+			return op(errs.Text("add disk", fmt.Sprint(number), errs.Bug, "disks come in ascending order"))
+		}
+	}
+	in := &ingest{x: x, src: src, size: src.Size(), progress: progress}
+	var base *manifest.Tree
+	if parent != nil {
+		in.old = x.s.tree(parent.Disk)
+		in.oldImage = x.s.image(parent.Disk)
+		if base = in.old; parent.Disk.Root.Size > in.size {
+			base = nil // a shrunk disk: every leaf is put anew
+		}
+	}
+	in.rebuild = in.old != nil && base == nil
+	var err error
+	if in.build, err = manifest.NewBuilder(in.size, base, pages{x}); err != nil {
+		return op(err)
+	}
+	if err := in.run(ctx); err != nil {
+		return op(err)
+	}
+	root, err := in.build.Finish(ctx)
+	if err != nil {
+		return op(err)
+	}
+	x.point.Disks = append(x.point.Disks, Disk{
+		Number: number, Root: root, Cutter: x.s.super.Cutter, Digest: x.s.super.Digest,
+	})
+	return nil
+}
+
+// ingest is one run of the pipeline: plan → work (several goroutines) → write (one goroutine, in order).
+type ingest struct {
+	x        *Session
+	src      Source
+	size     int64
+	old      *manifest.Tree // the parent's tree, nil without a parent
+	oldImage *Image
+	rebuild  bool // leaves that do not change must be put as well
+	build    *manifest.Builder
+	progress func(Progress)
+}
+
+// blockKinds says for each block of a leaf what is to be done with it.
+type blockKinds [manifest.LeafBlocks]ExtentKind
+
+// job is one leaf on its way through the pipeline.
+type job struct {
+	n      int64
+	kinds  *blockKinds // nil: the whole leaf is zeros
+	result chan []piece
+}
+
+// piece is a stretch of a finished leaf: zeros, a known chunk, or a new one to be appended.
+type piece struct {
+	end    int // in blocks of the leaf
+	digest chunk.Digest
+	id     chunk.ID // zero: zeros
+	place  chunk.Place
+	fresh  bool // compressed is to be appended
+	known  bool // was read, and found in the store
+	size   int  // uncompressed bytes
+	data   pack.Compressed
+}
+
+func (in *ingest) run(ctx context.Context) error {
+	workers := max(2, runtime.GOMAXPROCS(0))
+	g, ctx := errgroup.WithContext(ctx)
+	work := make(chan *job)
+	order := make(chan *job, workers+1)
+	g.Go(func() error {
+		defer close(work)
+		defer close(order)
+		return in.plan(ctx, func(j *job) error {
+			j.result = make(chan []piece, 1)
+			select {
+			case order <- j:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			select {
+			case work <- j:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	})
+	for range workers {
+		g.Go(func() error {
+			w := newWorker(in)
+			for j := range work {
+				pieces, err := w.leaf(ctx, j)
+				if err != nil {
+					return err
+				}
+				j.result <- pieces
+			}
+			return nil
+		})
+	}
+	g.Go(func() error {
+		for j := range order {
+			select {
+			case pieces := <-j.result:
+				if err := in.write(ctx, j.n, pieces); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// plan turns extents into jobs, one for each leaf that may differ from the parent's.
+func (in *ingest) plan(ctx context.Context, emit func(*job) error) error {
+	p := planner{in: in, emit: emit}
+	err := in.src.Extents(ctx, func(e Extent) error {
+		if e.Off != p.pos || e.Len < 0 || e.Off+e.Len > in.size {
+			return errs.Text("read extents", fmt.Sprintf("%d+%d", e.Off, e.Len), errs.Bug, "the source leaves a gap or goes beyond the end")
+		}
+		if e.Kind == ExtentUnchanged && (in.old == nil || e.Off+e.Len > in.old.Root.Size) {
+			return errs.Text("read extents", fmt.Sprintf("%d+%d", e.Off, e.Len), errs.Bug, "unchanged where the parent has nothing")
+		}
+		return p.add(ctx, e)
+	})
+	if err != nil {
+		return err
+	}
+	if p.pos != in.size {
+		return errs.Text("read extents", fmt.Sprint(p.pos), errs.Bug, "the source ends before the disk does")
+	}
+	return p.flush(ctx)
+}
+
+type planner struct {
+	in    *ingest
+	emit  func(*job) error
+	pos   int64
+	n     int64 // the open leaf
+	kinds *blockKinds
+	seen  [3]bool // kinds that the open leaf has
+}
+
+func (p *planner) add(ctx context.Context, e Extent) error {
+	end := e.Off + e.Len
+	for p.pos < end {
+		if p.skip(e.Kind, end) {
+			continue
+		}
+		leafEnd := (p.n + 1) * manifest.LeafSize
+		to := min(end, leafEnd)
+		p.mark(p.pos, to, e.Kind)
+		p.pos = to
+		if to == leafEnd {
+			if err := p.flush(ctx); err != nil {
+				return err
+			}
+			p.n++
+		}
+	}
+	return nil
+}
+
+// skip passes over whole leaves that need no look: the tree already says what the extent says.
+func (p *planner) skip(kind ExtentKind, end int64) bool {
+	same := kind == ExtentUnchanged && !p.in.rebuild ||
+		kind == ExtentZero && (p.in.old == nil || p.in.rebuild || p.in.old.Root.Data == 0)
+	whole := (end - p.pos) / manifest.LeafSize
+	if !same || whole == 0 || p.pos%manifest.LeafSize != 0 {
+		return false
+	}
+	p.pos += whole * manifest.LeafSize
+	p.n += whole
+	return true
+}
+
+// mark notes the kind of [from, to). A block with two kinds in it is data; the block at the very end of the disk takes
+// its padding's zeros along.
+func (p *planner) mark(from, to int64, kind ExtentKind) {
+	if p.kinds == nil {
+		p.kinds = new(blockKinds)
+		for i := range p.kinds {
+			p.kinds[i] = ExtentZero
+		}
+		p.seen = [3]bool{}
+	}
+	base := p.n * manifest.LeafSize
+	first, last := (from-base)/chunk.Grid, (to-base+chunk.Grid-1)/chunk.Grid
+	for b := first; b < last; b++ {
+		k := kind
+		if b == first && (from-base)%chunk.Grid != 0 && p.kinds[b] != kind {
+			k = ExtentData
+		}
+		p.kinds[b] = k
+		p.seen[k] = true
+	}
+}
+
+func (p *planner) flush(ctx context.Context) error {
+	if p.kinds == nil {
+		return nil
+	}
+	kinds := p.kinds
+	p.kinds = nil
+	if !p.seen[ExtentData] {
+		if !p.seen[ExtentZero] && !p.in.rebuild {
+			return nil // all unchanged: the tree has it already
+		}
+		if !p.seen[ExtentUnchanged] {
+			if p.in.old == nil || p.in.rebuild {
+				return nil
+			}
+			kinds = nil
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return p.emit(&job{n: p.n, kinds: kinds})
+}
+
+// write appends the new chunks of a leaf and puts the leaf into the tree.
+func (in *ingest) write(ctx context.Context, n int64, pieces []piece) error {
+	var l manifest.Leaf
+	for i := range pieces {
+		p := &pieces[i]
+		if p.known {
+			in.x.stats.KnownBytes += int64(p.size)
+		}
+		if p.fresh {
+			place, err := in.x.keepChunk(ctx, p.digest, p.data, p.size)
+			p.data.Release()
+			if err != nil {
+				return err
+			}
+			p.place = place
+		}
+		if k := len(l) - 1; p.id.IsZero() && k >= 0 && l[k].IsZero() {
+			l[k].End = uint16(p.end)
+			continue
+		}
+		l = append(l, manifest.Entry{End: uint16(p.end), ID: p.id, Place: p.place})
+	}
+	if err := in.build.Put(ctx, n, l); err != nil {
+		return err
+	}
+	if in.progress != nil {
+		in.progress(Progress{DoneBytes: min((n+1)*manifest.LeafSize, in.size), Stats: in.x.Stats()})
+	}
+	return nil
+}
+
+// worker reads, cuts, names and compresses leaves, one after the other.
+type worker struct {
+	in  *ingest
+	mac hash.Hash
+	cut cut.Cutter
+	buf []byte
+}
+
+func newWorker(in *ingest) *worker {
+	return &worker{
+		in: in, mac: hmac.New(sha256.New, in.x.s.digestKey[:]), cut: in.x.s.cutter,
+		buf: make([]byte, manifest.LeafSize),
+	}
+}
+
+// leaf turns a job into pieces. Old chunks that no change touches are kept; what lies between them is read, the
+// unchanged parts of it from the parent point, and cut anew.
+func (w *worker) leaf(ctx context.Context, j *job) ([]piece, error) {
+	if j.kinds == nil {
+		return nil, nil
+	}
+	var old manifest.Leaf
+	if w.in.old != nil && j.n < w.in.old.Leaves() {
+		var err error
+		if old, err = w.in.old.Leaf(ctx, j.n); err != nil {
+			return nil, err
+		}
+	}
+	var out []piece
+	dirty := -1 // first block of the open span
+	for b := 0; b < manifest.LeafBlocks; {
+		e, start := old.Find(b)
+		end := int(e.End)
+		if e.IsZero() {
+			end = min(end, b-b%zeroCell+zeroCell)
+			start = b
+		}
+		if !touched(j.kinds, start, end, e.IsZero()) {
+			if dirty >= 0 {
+				pieces, err := w.span(ctx, j, old, dirty, start)
+				if err != nil {
+					return nil, err
+				}
+				out, dirty = append(out, pieces...), -1
+			}
+			out = append(out, piece{end: end, id: e.ID, place: e.Place})
+		} else if dirty < 0 {
+			dirty = start
+		}
+		b = end
+	}
+	if dirty >= 0 {
+		pieces, err := w.span(ctx, j, old, dirty, manifest.LeafBlocks)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, pieces...)
+	}
+	return out, nil
+}
+
+// zeroCell is the grain, in blocks, at which a run of zeros in the parent is entered: a write into a large hole must not
+// make the whole hole be read.
+const zeroCell = (64 << 10) / chunk.Grid
+
+// touched tells whether old content of the blocks [start, end) may have changed.
+func touched(kinds *blockKinds, start, end int, zero bool) bool {
+	for b := start; b < end; b++ {
+		if k := kinds[b]; k != ExtentUnchanged && (!zero || k != ExtentZero) {
+			return true
+		}
+	}
+	return false
+}
+
+// span reads the blocks [from, to) of a leaf and cuts them.
+func (w *worker) span(ctx context.Context, j *job, old manifest.Leaf, from, to int) ([]piece, error) {
+	buf := w.buf[:(to-from)*chunk.Grid]
+	base := j.n * manifest.LeafSize
+	for b := from; b < to; {
+		end := b + 1
+		for end < to && j.kinds[end] == j.kinds[b] {
+			end++
+		}
+		part := buf[(b-from)*chunk.Grid : (end-from)*chunk.Grid]
+		if err := w.fill(ctx, j.kinds[b], part, base+int64(b)*chunk.Grid); err != nil {
+			return nil, err
+		}
+		b = end
+	}
+	var out []piece
+	pos := from
+	w.cut.Cut(base+int64(from)*chunk.Grid, buf, func(n int) {
+		data := buf[(pos-from)*chunk.Grid:][:n]
+		out = append(out, w.piece(old, pos, data))
+		pos += n / chunk.Grid
+	})
+	return out, nil
+}
+
+// fill reads one stretch of blocks of one kind. What lies beyond the end of the disk is zeros.
+func (w *worker) fill(ctx context.Context, kind ExtentKind, part []byte, off int64) error {
+	if kind == ExtentZero {
+		clear(part)
+		return nil
+	}
+	if rest := w.in.size - off; rest < int64(len(part)) {
+		clear(part[max(rest, 0):])
+		part = part[:max(rest, 0)]
+	}
+	if len(part) == 0 {
+		return nil
+	}
+	read := w.in.src.ReadAt
+	if kind == ExtentUnchanged {
+		read = w.in.oldImage.ReadAt
+	}
+	n, err := read(ctx, part, off)
+	if n == len(part) {
+		return nil
+	}
+	if err == io.EOF || err == nil {
+		return errs.Text("read source", fmt.Sprintf("at byte %d", off), errs.Corrupt,
+			fmt.Sprintf("it ended after %d of %d bytes", n, len(part))).
+			WithNext("The disk changed or was cut while it was read: check the source, then run the backup again.")
+	}
+	return errs.Wrap("read source", fmt.Sprintf("at byte %d", off), err)
+}
+
+// piece names one chunk's content and compresses it if nobody has seen it before.
+func (w *worker) piece(old manifest.Leaf, start int, data []byte) piece {
+	p := piece{end: start + len(data)/chunk.Grid, size: len(data)}
+	if isZero(data) {
+		return p
+	}
+	w.mac.Reset()
+	w.mac.Write(data)
+	w.mac.Sum(p.digest[:0])
+	p.id = p.digest.ID()
+	if e, s := old.Find(start); s == start && int(e.End) == p.end && e.ID == p.id {
+		p.place, p.known = e.Place, true
+		return p
+	}
+	if place, ok := w.in.x.known(p.id); ok {
+		p.place, p.known = place, true
+		return p
+	}
+	p.fresh = true
+	p.data = pack.Compress(w.in.x.s.codec, data)
+	return p
+}
+
+var zeros [chunk.Grid]byte
+
+func isZero(data []byte) bool {
+	for len(data) > 0 {
+		n := min(len(data), len(zeros))
+		if string(data[:n]) != string(zeros[:n]) {
+			return false
+		}
+		data = data[n:]
+	}
+	return true
+}

@@ -1,0 +1,278 @@
+package chunkstore
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"sort"
+	"strings"
+	"sync"
+
+	"github.com/maypok86/otter/v2"
+
+	"github.com/holdfast-backup/holdfast/chunkstore/backend"
+	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
+	"github.com/holdfast-backup/holdfast/chunkstore/keys"
+	"github.com/holdfast-backup/holdfast/chunkstore/manifest"
+	"github.com/holdfast-backup/holdfast/chunkstore/pack"
+	"github.com/holdfast-backup/holdfast/internal/errs"
+)
+
+// Reader reads a store: any number of processes may, at any time, beside one writer. It needs neither index nor lock:
+// point records and the places in manifests are enough. It is used by any number of goroutines.
+type Reader struct {
+	dir       string
+	b         backend.Backend
+	super     Superblock
+	key       keys.Master
+	digestKey [32]byte
+	packs     packCache
+	frames    *otter.Cache[frameKey, []byte]
+	pages     *otter.Cache[chunk.ID, []byte]
+}
+
+// frameKey names a decoded frame by its content, so that all disks that share a chunk share what is in the cache.
+type frameKey struct {
+	id    chunk.ID
+	frame uint8
+}
+
+// Defaults of the caches, in bytes.
+const (
+	defaultCacheBytes = 64 << 20
+	pageCacheBytes    = 16 << 20
+	openPacks         = 128
+)
+
+func newReader(dir string, b backend.Backend, super Superblock, key keys.Master, cacheBytes int64) (*Reader, error) {
+	r := &Reader{dir: dir, b: b, super: super, key: key, digestKey: key.DigestKey()}
+	r.packs = packCache{r: r, open: map[packKey]*list.Element{}, order: list.New()}
+	if cacheBytes <= 0 {
+		cacheBytes = defaultCacheBytes
+	}
+	var err error
+	if r.frames, err = newCache[frameKey](cacheBytes); err != nil {
+		return nil, err
+	}
+	r.pages, err = newCache[chunk.ID](pageCacheBytes)
+	return r, err
+}
+
+// newCache returns a cache of byte slices bounded by their total length.
+func newCache[K comparable](limit int64) (*otter.Cache[K, []byte], error) {
+	c, err := otter.New(&otter.Options[K, []byte]{
+		MaximumWeight: uint64(limit),
+		Weigher:       func(_ K, v []byte) uint32 { return uint32(cap(v)) + 64 },
+	})
+	return c, errs.Wrap("make cache", "", err)
+}
+
+// Superblock returns what the store is.
+func (r *Reader) Superblock() Superblock { return r.super }
+
+// Dir returns the store's folder.
+func (r *Reader) Dir() string { return r.dir }
+
+// Close releases what the reader holds open. Images must not be used afterwards.
+func (r *Reader) Close() error {
+	r.packs.close()
+	r.frames.InvalidateAll()
+	r.pages.InvalidateAll()
+	return nil
+}
+
+// Points returns all restore points, oldest first. A record that cannot be read is reported beside the others: one
+// damaged point must not hide the rest.
+func (r *Reader) Points(ctx context.Context) ([]*Point, []error) {
+	infos, err := r.b.List(ctx, pointPrefix)
+	if err != nil {
+		return nil, []error{errs.Wrap("list points", r.dir, err)}
+	}
+	var out []*Point
+	var bad []error
+	for _, i := range infos {
+		p, err := r.Point(ctx, PointID(strings.TrimPrefix(i.Name, pointPrefix)))
+		switch {
+		case err == nil:
+			out = append(out, p)
+		case errs.Is(err, errs.NotFound): // removed meanwhile
+		default:
+			bad = append(bad, err)
+		}
+	}
+	sort.SliceStable(out, func(i, j int) bool {
+		if !out[i].Time.Equal(out[j].Time) {
+			return out[i].Time.Before(out[j].Time)
+		}
+		return out[i].ID < out[j].ID
+	})
+	return out, bad
+}
+
+// Point reads one record.
+func (r *Reader) Point(ctx context.Context, id PointID) (*Point, error) {
+	if !id.Valid() {
+		return nil, errs.Text("read point", string(id), errs.Invalid, "a point's ID is 16 lower-case hexadecimal digits")
+	}
+	b, err := readObject(ctx, r.b, pointName(id), pointMaxSize)
+	if err != nil {
+		return nil, errs.Wrap("read point", string(id), err)
+	}
+	return decodePoint(r.key.PointKey(), id, b)
+}
+
+// Image returns a disk of a point as a readable image.
+func (r *Reader) Image(p *Point, number int) (*Image, error) {
+	d, err := p.Disk(number)
+	if err != nil {
+		return nil, err
+	}
+	return r.image(d), nil
+}
+
+func (r *Reader) image(d Disk) *Image { return &Image{r: r, disk: d, tree: r.tree(d)} }
+
+func (r *Reader) tree(d Disk) *manifest.Tree { return manifest.NewTree(d.Root, r) }
+
+// Page implements manifest.Source.
+func (r *Reader) Page(ctx context.Context, ref manifest.Ref) ([]byte, error) {
+	// The loader serves all who wait for the page: one caller's cancellation must not fail the others.
+	return r.pages.Get(context.WithoutCancel(ctx), ref.ID, otter.LoaderFunc[chunk.ID, []byte](
+		func(ctx context.Context, id chunk.ID) ([]byte, error) {
+			var page []byte
+			err := r.packs.use(ctx, packKey{pack.Meta, ref.Place.Pack}, func(p *pack.Reader) (err error) {
+				page, _, err = p.ReadChunk(ref.Place, id, nil)
+				return err
+			})
+			return page, errs.Wrap("read manifest page", id.String(), err)
+		}))
+}
+
+// frame returns a decoded frame of a chunk. The caller does not change it.
+func (r *Reader) frame(ctx context.Context, id chunk.ID, at chunk.Place, frame int) ([]byte, error) {
+	return r.frames.Get(context.WithoutCancel(ctx), frameKey{id, uint8(frame)}, otter.LoaderFunc[frameKey, []byte](
+		func(ctx context.Context, k frameKey) ([]byte, error) {
+			var data []byte
+			err := r.packs.use(ctx, packKey{pack.Data, at.Pack}, func(p *pack.Reader) (err error) {
+				data, err = p.ReadFrame(at, id, frame, nil)
+				return err
+			})
+			return data, errs.Wrap("read chunk", id.String(), err)
+		}))
+}
+
+// packName is where a pack lies; 1024 to a folder.
+func packName(kind pack.Kind, number uint32) string {
+	return fmt.Sprintf("%s/%06x/%08x.pack", kind, number>>10, number)
+}
+
+type packKey struct {
+	kind   pack.Kind
+	number uint32
+}
+
+// packCache keeps the packs that were read last open.
+type packCache struct {
+	r     *Reader
+	mu    sync.Mutex // guards the rest and openPack.users
+	open  map[packKey]*list.Element
+	order *list.List // of *openPack, last used in front
+}
+
+type openPack struct {
+	key    packKey
+	reader *pack.Reader
+	users  int
+	gone   bool // no longer in the cache; the last user closes it
+}
+
+// use calls f with an open pack.
+func (c *packCache) use(ctx context.Context, key packKey, f func(*pack.Reader) error) error {
+	p, err := c.get(ctx, key)
+	if err != nil {
+		return err
+	}
+	err = f(p.reader)
+	c.put(p)
+	return err
+}
+
+func (c *packCache) get(ctx context.Context, key packKey) (*openPack, error) {
+	c.mu.Lock()
+	if e, ok := c.open[key]; ok {
+		c.order.MoveToFront(e)
+		p := e.Value.(*openPack)
+		p.users++
+		c.mu.Unlock()
+		return p, nil
+	}
+	c.mu.Unlock()
+	p, err := c.load(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.open[key]; ok { // another goroutine was faster
+		_ = p.reader.Close()
+		q := e.Value.(*openPack)
+		q.users++
+		return q, nil
+	}
+	p.users = 1
+	c.open[key] = c.order.PushFront(p)
+	for c.order.Len() > openPacks {
+		c.drop(c.order.Back())
+	}
+	return p, nil
+}
+
+func (c *packCache) load(ctx context.Context, key packKey) (*openPack, error) {
+	name := packName(key.kind, key.number)
+	o, err := c.r.b.Open(ctx, name)
+	if errs.Is(err, errs.NotFound) {
+		return nil, errs.New("open pack", name, errs.Corrupt, err).
+			WithNext("A file of the store is missing: put it back from a copy, or restore from another point.")
+	}
+	if err != nil {
+		return nil, err
+	}
+	r, err := pack.Open(o, pack.ReaderOptions{
+		Master: &c.r.key, StoreUUID: [16]byte(c.r.super.UUID), Name: name,
+	})
+	if err != nil {
+		_ = o.Close()
+		return nil, err
+	}
+	if h := r.Header(); h.Number != key.number || h.Kind != key.kind {
+		_ = r.Close()
+		return nil, errs.Text("open pack", name, errs.Corrupt, fmt.Sprintf("it is the %s pack %d", h.Kind, h.Number)).
+			WithNext("Files of the store were renamed: put them back from a copy.")
+	}
+	return &openPack{key: key, reader: r}, nil
+}
+
+func (c *packCache) put(p *openPack) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p.users--; p.users == 0 && p.gone {
+		_ = p.reader.Close()
+	}
+}
+
+// drop takes a pack out of the cache. c.mu is held.
+func (c *packCache) drop(e *list.Element) {
+	p := c.order.Remove(e).(*openPack)
+	delete(c.open, p.key)
+	if p.gone = true; p.users == 0 {
+		_ = p.reader.Close()
+	}
+}
+
+func (c *packCache) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.order.Len() > 0 {
+		c.drop(c.order.Front())
+	}
+}

@@ -1,0 +1,269 @@
+package chunkstore
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
+	"github.com/holdfast-backup/holdfast/chunkstore/index"
+	"github.com/holdfast-backup/holdfast/chunkstore/manifest"
+	"github.com/holdfast-backup/holdfast/chunkstore/pack"
+	"github.com/holdfast-backup/holdfast/internal/errs"
+)
+
+// Session writes one restore point: Ingest its disks, then Commit, or Abort. Until Commit returns nil nobody sees
+// anything of it. Several sessions may run at once; one session is used by one goroutine.
+type Session struct {
+	s     *Store
+	point Point
+	data  *packer
+	meta  *packer
+	stats Stats
+	mu    sync.Mutex
+	fresh map[chunk.ID]chunk.Place // written by this session and not yet in the index
+	batch []index.Entry            // the same, of the open pack, in order
+	done  bool
+}
+
+// Stats counts what a session did, in bytes.
+type Stats struct {
+	NewBytes    int64 // of chunks the store had not seen before, uncompressed
+	KnownBytes  int64 // of chunks that were compared or looked up and found
+	StoredBytes int64 // added to the store: packs and the point's record
+	NewChunks   int64
+}
+
+// Begin starts a point. labels and config are kept with it as they are.
+func (s *Store) Begin(when time.Time, labels map[string]string, config []byte) *Session {
+	x := &Session{
+		s: s, fresh: map[chunk.ID]chunk.Place{},
+		point: Point{ID: NewPointID(), Time: when.UTC(), Labels: maps.Clone(labels), Config: config},
+	}
+	x.data = &packer{s: s, kind: pack.Data, sealed: x.indexPack}
+	x.meta = &packer{s: s, kind: pack.Meta}
+	return x
+}
+
+// Stats returns what was counted so far.
+func (x *Session) Stats() Stats {
+	st := x.stats
+	st.StoredBytes += x.data.bytes + x.meta.bytes
+	return st
+}
+
+// known finds a chunk that is in the store already. A damaged index counts as "no": the chunk is stored once more.
+func (x *Session) known(id chunk.ID) (chunk.Place, bool) {
+	x.mu.Lock()
+	p, ok := x.fresh[id]
+	x.mu.Unlock()
+	if ok {
+		return p, true
+	}
+	p, ok, err := x.s.index.Get(id)
+	if err != nil {
+		x.s.log.Warn("index read failed, storing the chunk once more", "err", err)
+		return chunk.Place{}, false
+	}
+	return p, ok
+}
+
+// keepChunk appends a chunk, unless this session has written it meanwhile.
+func (x *Session) keepChunk(ctx context.Context, d chunk.Digest, c pack.Compressed, plain int) (chunk.Place, error) {
+	x.mu.Lock()
+	p, ok := x.fresh[d.ID()]
+	x.mu.Unlock()
+	if ok {
+		x.stats.KnownBytes += int64(plain)
+		return p, nil
+	}
+	p, err := x.data.append(ctx, d, c)
+	if err != nil {
+		return p, err
+	}
+	x.mu.Lock()
+	x.fresh[d.ID()] = p
+	x.mu.Unlock()
+	x.batch = append(x.batch, index.Entry{ID: d.ID(), Place: p})
+	x.stats.NewBytes += int64(plain)
+	x.stats.NewChunks++
+	return p, nil
+}
+
+// indexPack runs when a data pack is durable: only now may others find its chunks.
+func (x *Session) indexPack(number uint32) error {
+	if err := x.s.index.Put(x.batch); err != nil {
+		return err
+	}
+	if err := x.s.index.MarkPack(number, len(x.batch)); err != nil {
+		return err
+	}
+	x.mu.Lock()
+	clear(x.fresh)
+	x.mu.Unlock()
+	x.batch = x.batch[:0]
+	return nil
+}
+
+// pages keeps manifest pages in the session's meta pack.
+type pages struct{ x *Session }
+
+var _ manifest.Sink = pages{}
+
+// Digest implements manifest.Sink.
+func (p pages) Digest(page []byte) (chunk.Digest, error) {
+	return manifest.PageDigest(p.x.s.digestKey[:], page)
+}
+
+// Put implements manifest.Sink.
+func (p pages) Put(ctx context.Context, d chunk.Digest, page []byte) (chunk.Place, error) {
+	c := pack.Compress(p.x.s.codec, page)
+	defer c.Release()
+	return p.x.meta.append(ctx, d, c)
+}
+
+// Commit makes the point visible and durable and returns it. The order is the store's promise: data packs are durable
+// and indexed, then sealed; then the manifest's pages; then the record, whose appearance is the only commit point.
+func (x *Session) Commit(ctx context.Context) (*Point, error) {
+	if x.done {
+		return nil, errs.Text("commit point", string(x.point.ID), errs.Bug, "the session has ended")
+	}
+	p, err := x.commit(ctx)
+	if err != nil {
+		x.Abort()
+		return nil, errs.Wrap("commit point", string(x.point.ID), err)
+	}
+	x.done = true
+	return p, nil
+}
+
+func (x *Session) commit(ctx context.Context) (*Point, error) {
+	if len(x.point.Disks) == 0 {
+		return nil, errs.Text("commit point", string(x.point.ID), errs.Invalid, "it has no disks")
+	}
+	if err := x.data.seal(); err != nil {
+		return nil, err
+	}
+	if err := x.meta.seal(); err != nil {
+		return nil, err
+	}
+	record, err := encodePoint(x.s.key.PointKey(), &x.point)
+	if err != nil {
+		return nil, err
+	}
+	if err := x.s.b.Put(ctx, pointName(x.point.ID), record); err != nil {
+		return nil, err
+	}
+	x.stats.StoredBytes += int64(len(record))
+	return &x.point, nil
+}
+
+// Abort ends the session without a point. Data packs that can still be sealed are kept: the next backup finds their
+// chunks and need not store them again. It is safe to call after Commit, and more than once.
+func (x *Session) Abort() {
+	if x.done {
+		return
+	}
+	x.done = true
+	for _, p := range []*packer{x.data, x.meta} {
+		if err := p.salvage(); err != nil {
+			x.s.log.Warn("unfinished pack left for recovery", "err", err)
+		}
+	}
+}
+
+// packer writes a row of packs of one kind.
+type packer struct {
+	s      *Store
+	kind   pack.Kind
+	sealed func(number uint32) error // after a pack's data is durable, before its seal; may be nil
+	w      *pack.Writer
+	name   string
+	number uint32
+	bytes  int64 // of finished packs
+	failed bool
+}
+
+func (p *packer) append(ctx context.Context, d chunk.Digest, c pack.Compressed) (chunk.Place, error) {
+	if p.w == nil {
+		if err := p.begin(ctx); err != nil {
+			return chunk.Place{}, err
+		}
+	}
+	place, err := p.w.Append(d, c)
+	if err == nil && p.w.Size() >= p.s.packSize {
+		err = p.seal()
+	}
+	if err != nil {
+		p.failed = true
+	}
+	return place, err
+}
+
+func (p *packer) begin(ctx context.Context) error {
+	number, err := p.s.nextPack()
+	if err != nil {
+		return err
+	}
+	name := packName(p.kind, number)
+	a, err := p.s.b.Append(ctx, name)
+	if err != nil {
+		return err
+	}
+	w, err := pack.NewWriter(a, pack.WriterOptions{
+		Kind: p.kind, StoreUUID: [16]byte(p.s.super.UUID), PackUUID: [16]byte(NewUUID()), Number: number,
+		Master: p.s.key, Created: time.Now(), Name: name,
+	})
+	if err != nil {
+		_ = a.Close()
+		return err
+	}
+	p.w, p.name, p.number = w, name, number
+	return nil
+}
+
+// seal makes the open pack durable, lets the index know, and closes it.
+func (p *packer) seal() error {
+	if p.w == nil {
+		return nil
+	}
+	err := p.w.Sync()
+	if err == nil && p.sealed != nil {
+		err = p.sealed(p.number)
+	}
+	if err == nil {
+		err = p.w.Seal()
+	}
+	if err != nil {
+		p.failed = true
+		return err
+	}
+	p.bytes += p.w.Size()
+	p.w = nil
+	return nil
+}
+
+// salvage ends the open pack after a failure. A pack whose writing failed is removed, if it can be: nothing refers to
+// it, and on a full disk its space is what is needed most. If it was indexed before its seal failed it stays for
+// recovery, since other sessions may have found its chunks.
+func (p *packer) salvage() error {
+	if p.w == nil {
+		return nil
+	}
+	w := p.w
+	if !p.failed && p.kind == pack.Data {
+		err := p.seal()
+		if err == nil {
+			return nil
+		}
+	}
+	p.w = nil
+	if err := w.Abort(); err != nil {
+		p.s.log.Warn("giving up a pack", "pack", p.name, "err", err)
+	}
+	if p.kind == pack.Data && p.s.indexed(p.number) {
+		return nil
+	}
+	return p.s.b.Remove(context.Background(), p.name)
+}

@@ -1,0 +1,252 @@
+package chunkstore
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"math"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/holdfast-backup/holdfast/chunkstore/backend/local"
+	"github.com/holdfast-backup/holdfast/chunkstore/cut"
+	"github.com/holdfast-backup/holdfast/chunkstore/index"
+	"github.com/holdfast-backup/holdfast/chunkstore/keys"
+	"github.com/holdfast-backup/holdfast/chunkstore/pack"
+	"github.com/holdfast-backup/holdfast/internal/disk"
+	"github.com/holdfast-backup/holdfast/internal/errs"
+)
+
+// Unlock turns the wrapped key of a store into its key. It is called once for each Open.
+type Unlock func(wrapped []byte, store UUID) (keys.Master, error)
+
+// WithPassphrase unlocks by passphrase; ask is called only when the store was found.
+func WithPassphrase(ask func() ([]byte, error)) Unlock {
+	return func(wrapped []byte, _ UUID) (keys.Master, error) {
+		p, err := ask()
+		if err != nil {
+			return keys.Master{}, err
+		}
+		return keys.Unwrap(wrapped, p)
+	}
+}
+
+// WithMaster unlocks by the key itself, as the recovery kit holds it.
+func WithMaster(k keys.Master) Unlock {
+	return func([]byte, UUID) (keys.Master, error) { return k, nil }
+}
+
+// Options for Create, Open and OpenReader. The zero value of every field but Unlock is right for use.
+type Options struct {
+	Unlock     Unlock
+	Disk       disk.Disk    // nil: the real one
+	IndexDir   string       // default: "index" in the store. Always on the real disk
+	CacheBytes int64        // of decoded frames; default 64 MiB
+	PackSize   int64        // bytes at which a pack is sealed; default 64 MiB
+	Logger     *slog.Logger // nil: silent
+}
+
+func (o *Options) complete(dir string) {
+	if o.Disk == nil {
+		o.Disk = disk.OS{}
+	}
+	if o.IndexDir == "" {
+		o.IndexDir = filepath.Join(dir, "index")
+	}
+	if o.PackSize <= 0 {
+		o.PackSize = pack.TargetSize
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Created is what Create made.
+type Created struct {
+	Superblock Superblock
+	Kit        []byte // the recovery kit's text: to be kept away from the store; it opens everything
+}
+
+// Create makes a store in dir, which must be empty or not exist, with a new master key wrapped by passphrase.
+func Create(ctx context.Context, dir string, passphrase []byte, work int, o Options) (*Created, error) {
+	o.complete(dir)
+	fail := func(err error) (*Created, error) { return nil, errs.Wrap("make store", dir, err) }
+	if len(passphrase) == 0 {
+		return fail(errs.Text("wrap key", "", errs.Invalid, "the passphrase is empty"))
+	}
+	if err := o.Disk.MkdirAll(dir); err != nil {
+		return fail(err)
+	}
+	lock, err := lockStore(o.Disk, dir)
+	if err != nil {
+		return fail(err)
+	}
+	defer lock.Close()
+	names, err := o.Disk.ReadDir(dir)
+	if err != nil {
+		return fail(err)
+	}
+	for _, n := range names {
+		if n.Name() == superblockName {
+			return fail(errs.Text("use folder", dir, errs.Exists, "there is a store in it already").
+				WithNext("Use it as it is, or choose another folder."))
+		}
+		if n.Name() != lockName && n.Name() != "keys" && n.Name() != "lost+found" {
+			return fail(errs.Text("use folder", dir, errs.Exists, "it is not empty: it holds "+n.Name()).
+				WithNext("Choose an empty folder, or one that does not exist yet."))
+		}
+	}
+	key, err := keys.New()
+	if err != nil {
+		return fail(err)
+	}
+	wrapped, err := keys.Wrap(key, passphrase, work)
+	if err != nil {
+		return fail(err)
+	}
+	id := key.ID()
+	s := Superblock{
+		Format: storeFormat, Version: storeVersion, UUID: NewUUID(), Created: time.Now().UTC().Truncate(time.Second),
+		KeyID: hex.EncodeToString(id[:]), Digest: digestHMAC, Cutter: cut.Fixed64K.Name(), Compression: "zstd",
+	}
+	raw, err := s.encode(key)
+	if err != nil {
+		return fail(err)
+	}
+	b := local.New(o.Disk, dir)
+	// The key first: a superblock is the sign that the store is whole. A key without one is a leftover of a Create
+	// that was killed, and is replaced.
+	if err := b.Replace(ctx, keyName, wrapped); err != nil {
+		return fail(err)
+	}
+	if err := b.Put(ctx, superblockName, raw); err != nil {
+		return fail(err)
+	}
+	return &Created{s, keys.FormatKit(key, [16]byte(s.UUID), s.Created)}, nil
+}
+
+// OpenReader opens a store for reading.
+func OpenReader(ctx context.Context, dir string, o Options) (*Reader, error) {
+	o.complete(dir)
+	b := local.New(o.Disk, dir)
+	super, err := readSuperblock(ctx, b, dir)
+	if err != nil {
+		return nil, err
+	}
+	wrapped, err := readObject(ctx, b, keyName, 64<<10)
+	if err != nil && !errs.Is(err, errs.NotFound) { // without it the kit still opens the store
+		return nil, errs.Wrap("open store", dir, err)
+	}
+	key, err := o.Unlock(wrapped, super.UUID)
+	if err != nil {
+		return nil, errs.Wrap("open store", dir, err)
+	}
+	if err := super.check(key); err != nil {
+		return nil, errs.Wrap("open store", dir, err)
+	}
+	return newReader(dir, b, super, key, o.CacheBytes)
+}
+
+// Store is a store open for writing: one process at a time. It reads as a Reader does.
+type Store struct {
+	*Reader
+	lock     *storeLock
+	index    *index.Index
+	indexDir string
+	log      *slog.Logger
+	codec    pack.Codec
+	cutter   cut.Cutter
+	packSize int64
+	mu       sync.Mutex // guards last
+	last     uint32     // the highest pack number ever given out
+}
+
+// Open opens a store for writing, finishes what a killed writer left, and brings the index up to date. errs.Busy names
+// the process that has it open already.
+func Open(ctx context.Context, dir string, o Options) (*Store, error) {
+	o.complete(dir)
+	// Look before locking: a lock file in a folder that is no store would be litter.
+	if _, err := readSuperblock(ctx, local.New(o.Disk, dir), dir); err != nil {
+		return nil, err
+	}
+	lock, err := lockStore(o.Disk, dir)
+	if err != nil {
+		return nil, errs.Wrap("open store", dir, err)
+	}
+	r, err := OpenReader(ctx, dir, o)
+	if err != nil {
+		_ = lock.Close()
+		return nil, err
+	}
+	s := &Store{Reader: r, lock: lock, log: o.Logger, indexDir: o.IndexDir, codec: codecs[r.super.Compression], packSize: o.PackSize}
+	if s.cutter, err = cut.ByName(r.super.Cutter); err == nil {
+		err = s.openIndex()
+	}
+	if err == nil {
+		err = s.recover(ctx)
+	}
+	if err != nil {
+		_ = s.Close()
+		return nil, errs.Wrap("open store", dir, err)
+	}
+	return s, nil
+}
+
+// Close closes the store. Sessions must have ended.
+func (s *Store) Close() error {
+	var err error
+	if s.index != nil {
+		err = s.index.Close()
+	}
+	return errors.Join(err, s.Reader.Close(), s.lock.Close())
+}
+
+// RemovePoint removes a point's record. What only it used is garbage from then on.
+func (s *Store) RemovePoint(ctx context.Context, id PointID) error {
+	if !id.Valid() {
+		return errs.Text("remove point", string(id), errs.Invalid, "a point's ID is 16 lower-case hexadecimal digits")
+	}
+	return errs.Wrap("remove point", string(id), s.b.Remove(ctx, pointName(id)))
+}
+
+// IndexBytes returns the bytes that the index takes on its disk.
+func (s *Store) IndexBytes() (int64, error) { return s.index.Size() }
+
+// nextPack gives out a pack number.
+func (s *Store) nextPack() (uint32, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last == math.MaxUint32 {
+		return 0, errs.Text("begin pack", "", errs.NoSpace, "the store has given out all pack numbers")
+	}
+	s.last++
+	return s.last, nil
+}
+
+// indexed tells whether a pack's chunks can be found by others.
+func (s *Store) indexed(number uint32) bool {
+	marks, err := s.index.Packs()
+	if err != nil {
+		return true // the careful answer
+	}
+	for _, m := range marks {
+		if m.Pack == number {
+			return true
+		}
+	}
+	return false
+}
+
+// packNumber parses the name of a pack.
+func packNumber(kind pack.Kind, name string) (uint32, bool) {
+	base := strings.TrimSuffix(filepath.Base(name), ".pack")
+	b, err := hex.DecodeString(base)
+	if err != nil || len(b) != 4 {
+		return 0, false
+	}
+	n := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+	return n, n > 0 && packName(kind, n) == name
+}

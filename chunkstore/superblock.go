@@ -1,0 +1,156 @@
+package chunkstore
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/holdfast-backup/holdfast/chunkstore/backend"
+	"github.com/holdfast-backup/holdfast/chunkstore/cut"
+	"github.com/holdfast-backup/holdfast/chunkstore/keys"
+	"github.com/holdfast-backup/holdfast/chunkstore/pack"
+	"github.com/holdfast-backup/holdfast/internal/errs"
+)
+
+// Names of the objects every store has. These never change.
+const (
+	superblockName = "superblock"
+	keyName        = "keys/master.age"
+)
+
+// Superblock says what a store is: the one object that is readable without the key. docs/format/store.md.
+type Superblock struct {
+	Format      string    `json:"format"` // "holdfast-store"
+	Version     int       `json:"version"`
+	UUID        UUID      `json:"uuid"`
+	Created     time.Time `json:"created"`
+	KeyID       string    `json:"key_id"`      // 16 hexadecimal digits; tells a wrong key from a damaged store
+	Digest      string    `json:"digest"`      // how new chunks are named: "hmac-sha256"
+	Cutter      string    `json:"cutter"`      // how new disks are cut: "fixed-64k"
+	Compression string    `json:"compression"` // of new chunks: "zstd", "s2" or "none"
+	MAC         string    `json:"mac"`         // HMAC-SHA-256 of this object with an empty mac, under the sign key
+}
+
+// UUID is 16 random bytes, printed as 32 hexadecimal digits.
+type UUID [16]byte
+
+// NewUUID draws one.
+func NewUUID() UUID {
+	var u UUID
+	_, _ = rand.Read(u[:])
+	return u
+}
+
+// String returns 32 hexadecimal digits.
+func (u UUID) String() string { return hex.EncodeToString(u[:]) }
+
+// MarshalText implements encoding.TextMarshaler.
+func (u UUID) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (u *UUID) UnmarshalText(b []byte) error {
+	if n, err := hex.Decode(u[:], b); err != nil || n != len(u) || len(b) != 32 {
+		return fmt.Errorf("%q is not 32 hexadecimal digits", b)
+	}
+	return nil
+}
+
+// The values of the superblock this version writes. Later ones may be added; these never change.
+const (
+	storeFormat  = "holdfast-store"
+	storeVersion = 1
+	digestHMAC   = "hmac-sha256"
+)
+
+// codecs are the compressions a superblock can name.
+var codecs = map[string]pack.Codec{"zstd": pack.Zstd, "s2": pack.S2, "none": pack.None}
+
+func (s Superblock) mac(k keys.Master) (string, error) {
+	s.MAC = ""
+	b, err := json.Marshal(s)
+	if err != nil {
+		return "", errs.New("encode superblock", s.UUID.String(), errs.Bug, err)
+	}
+	sign := k.SignKey()
+	h := hmac.New(sha256.New, sign[:])
+	h.Write(b)
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// encode signs the superblock.
+func (s Superblock) encode(k keys.Master) ([]byte, error) {
+	var err error
+	if s.MAC, err = s.mac(k); err != nil {
+		return nil, err
+	}
+	return json.MarshalIndent(s, "", "  ")
+}
+
+// check compares what was read with the key that opened the store.
+func (s Superblock) check(k keys.Master) error {
+	if id := k.ID(); hex.EncodeToString(id[:]) != s.KeyID {
+		return errs.Text("open store", "", errs.Denied, "the key belongs to another store").
+			WithNext("Use the recovery kit or the passphrase of store " + s.UUID.String() + ".")
+	}
+	mac, err := s.mac(k)
+	if err != nil {
+		return err
+	}
+	if !hmac.Equal([]byte(mac), []byte(s.MAC)) {
+		return errs.Text("open store", superblockName, errs.Corrupt, "its signature is wrong: somebody or something changed it").
+			WithNext("Put back the superblock from a copy of the store.")
+	}
+	return nil
+}
+
+// readSuperblock reads and checks all that can be checked without the key.
+func readSuperblock(ctx context.Context, b backend.Backend, dir string) (Superblock, error) {
+	var s Superblock
+	raw, err := readObject(ctx, b, superblockName, 64<<10)
+	if errs.Is(err, errs.NotFound) {
+		return s, errs.Text("open store", dir, errs.NotFound, "there is no Holdfast store in this folder").
+			WithNext("Check the path (--store or HOLDFAST_STORE), or make a store with `holdfast init DIR`.")
+	}
+	if err != nil {
+		return s, errs.Wrap("open store", dir, err)
+	}
+	if err := json.Unmarshal(raw, &s); err != nil || s.Format != storeFormat {
+		return s, errs.Text("open store", dir, errs.Corrupt, "the superblock is not readable").
+			WithNext("Put back the file `superblock` from a copy of the store; nothing else is known to be damaged.")
+	}
+	if s.Version != storeVersion {
+		return s, errs.Text("open store", dir, errs.Unsupported, fmt.Sprintf("store version %d", s.Version)).
+			WithNext("It was made by a newer Holdfast: use that one.")
+	}
+	if _, ok := codecs[s.Compression]; !ok || s.Digest != digestHMAC {
+		return s, errs.Text("open store", dir, errs.Unsupported,
+			fmt.Sprintf("digest %q with compression %q", s.Digest, s.Compression)).
+			WithNext("It was made by a newer Holdfast: use that one.")
+	}
+	if _, err := cut.ByName(s.Cutter); err != nil {
+		return s, errs.Wrap("open store", dir, err)
+	}
+	return s, nil
+}
+
+// readObject reads a small object whole.
+func readObject(ctx context.Context, b backend.Backend, name string, limit int64) ([]byte, error) {
+	o, err := b.Open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer o.Close()
+	if o.Size() > limit {
+		return nil, errs.Text("read", name, errs.Corrupt, "larger than anything we write there")
+	}
+	buf := make([]byte, o.Size())
+	if n, err := o.ReadAt(buf, 0); n != len(buf) {
+		return nil, errs.Wrap("read", name, err)
+	}
+	return buf, nil
+}
