@@ -422,6 +422,10 @@ func TestWriterRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	broken := &object{fail: errs.Text("write", "", errs.NoSpace, "full")}
+	if _, err := NewWriter(broken, testOpts); !errs.Is(err, errs.NoSpace) || broken.closed {
+		t.Errorf("a broken appender: %v", err)
+	}
 	w, err := NewWriter(&object{}, testOpts)
 	if err != nil {
 		t.Fatal(err)
@@ -432,7 +436,7 @@ func TestWriterRefuses(t *testing.T) {
 	if _, err := w.Append(chunk.Digest{1}, c); !errs.Is(err, errs.Invalid) {
 		t.Errorf("a chunk too many: %v", err)
 	}
-	w.dir, w.flushed = nil, MaxSize-maxGroup
+	w.dir, w.flushed = nil, MaxSize-maxGroup+1
 	if _, err := w.Append(chunk.Digest{1}, c); !errs.Is(err, errs.Invalid) {
 		t.Errorf("a byte too many: %v", err)
 	}

@@ -49,7 +49,9 @@ type Writer struct {
 	err     error
 }
 
-// NewWriter begins a pack on an empty Appender, which it owns from now on.
+// NewWriter begins a pack on an empty Appender and owns it from then on; after an error a stays the caller's. The
+// header is made durable at once: without that a crash before the first Sync could leave groups and lose the header,
+// and recovery could not tell such a pack, which holds nothing that was promised, from one the disk has damaged.
 func NewWriter(a backend.Appender, o WriterOptions) (*Writer, error) {
 	const op = "begin pack"
 	if o.Master.IsZero() || o.Number == 0 || (o.Kind != Data && o.Kind != Meta) || o.PackUUID == [16]byte{} || o.Created.Unix() < 0 {
@@ -64,6 +66,10 @@ func NewWriter(a backend.Appender, o WriterOptions) (*Writer, error) {
 	var b [headerSize]byte
 	h.encode(&b)
 	*w.buf = append((*w.buf)[:0], b[:]...)
+	if err := w.Sync(); err != nil {
+		w.release()
+		return nil, errs.Wrap(op, o.Name, err)
+	}
 	return w, nil
 }
 
