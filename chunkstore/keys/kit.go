@@ -135,23 +135,24 @@ func ParseKit(page []byte) (Master, [16]byte, error) {
 // kitLine recognises a secret row, "N: characters", and returns its index and its characters in the spelling of
 // kitAlphabet.
 func kitLine(line string) (row int, text string, ok bool) {
-	number, rest, found := strings.Cut(strings.TrimSpace(line), ":")
-	number = strings.TrimSpace(number)
+	number, text, found := strings.Cut(strings.Map(kitRune, line), ":")
 	if !found || len(number) != 1 || number[0] < '1' || number[0] >= '1'+kitRows {
 		return 0, "", false
 	}
-	text = strings.Map(func(r rune) rune {
-		switch {
-		case r == ' ' || r == '\t' || r == '-':
-			return -1
-		case r == 'o' || r == 'O':
-			return '0'
-		case r == 'i' || r == 'I' || r == 'l' || r == 'L':
-			return '1'
-		case 'a' <= r && r <= 'z':
-			return r - 'a' + 'A'
-		}
-		return r
-	}, rest)
 	return int(number[0] - '1'), text, true
+}
+
+// kitRune spells a character as kitAlphabet does, or drops it.
+func kitRune(r rune) rune {
+	switch {
+	case r == ' ' || r == '\t' || r == '-':
+		return -1
+	case r == 'o' || r == 'O':
+		return '0'
+	case r == 'i' || r == 'I' || r == 'l' || r == 'L':
+		return '1'
+	case 'a' <= r && r <= 'z':
+		return r - 'a' + 'A'
+	}
+	return r
 }
