@@ -84,7 +84,10 @@ func (b builder) install(ctx context.Context) error {
 	if err := writeFiles(extra); err != nil {
 		return err
 	}
-	args := []string{"mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--quiet",
+	// In a mount and process namespace of its own: when the build is killed, everything that mmdebstrap had started ends
+	// with it, and no mount is left below the folder that the next build removes.
+	args := []string{"unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
+		"mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--quiet",
 		"--include=" + strings.Join(packages, ","),
 		`--aptopt=Apt::Install-Recommends "false"`, `--aptopt=Acquire::Languages "none"`,
 		"--essential-hook=sync-in " + extra + " /"}

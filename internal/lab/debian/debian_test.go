@@ -38,7 +38,7 @@ func TestTheDiskBootsFromItsFirstSector(t *testing.T) {
 	if _, err := proc.Run(t.Context(), "qemu-img", "create", "-q", "-f", "qcow2", "-b", disk.QCOW2, "-F", "qcow2", work); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	for _, scsi := range []bool{false, true} {
 		begun := time.Now()

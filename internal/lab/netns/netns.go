@@ -70,7 +70,8 @@ func again() (int, error) {
 		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
 		Pdeathsig:  syscall.SIGKILL,
 	}
-	// The terminal sends Ctrl-C to both: this one only waits. Signals meant for us alone are passed on.
+	// Signals are passed on, so that whoever holds only our process id can end what is inside. A Ctrl-C at the terminal
+	// then reaches it twice, which is harmless.
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGINT)
 	defer signal.Stop(signals)

@@ -24,6 +24,7 @@ var (
 	// Build makes a disk: internal/lab/debian.
 	Build = []Part{
 		{"mmdebstrap", "mmdebstrap"},
+		{"unshare", "util-linux"},
 		{"mke2fs", "e2fsprogs"},
 		{"grub-mkimage", "grub-common"},
 		{"/usr/lib/grub/i386-pc/boot.img", "grub-pc-bin"},

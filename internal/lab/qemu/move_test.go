@@ -51,7 +51,7 @@ const counter = "(i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done >/srv/c
 // TestMoveDiskWhileTheGuestWrites moves a disk from one file to two others and proves that nothing written before,
 // during or after is lost, and that nothing of the source is open.
 func TestMoveDiskWhileTheGuestWrites(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	dir, dest := t.TempDir(), t.TempDir()
 	source := filepath.Join(dir, "disk.qcow2")
@@ -130,7 +130,7 @@ func assertClosed(ctx context.Context, t *testing.T, vm *qemu.VM, dir string) {
 }
 
 func TestAMachineEndsWithItsContextAndLeavesNothing(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	life, end := context.WithCancel(ctx)
 	vm := startDebian(life, t, "raw", filepath.Join(t.TempDir(), "disk.raw"))

@@ -1,0 +1,159 @@
+package scenario
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/holdfast-backup/holdfast/internal/lab/debian"
+	"github.com/holdfast-backup/holdfast/internal/lab/qemu"
+)
+
+func (p *play) initStore(ctx context.Context) (string, error) {
+	p.tell.say("HOLDFAST_STORE=%s and HOLDFAST_PASSPHRASE_FILE are set for all that follows.", p.holdfast.store)
+	return "ready", p.holdfast.run(ctx, nil, "init", p.holdfast.store, "--kit", p.holdfast.store+".kit")
+}
+
+func (p *play) firstImport(ctx context.Context) (string, error) {
+	p.tell.say("%s is the disk of a real Debian 12 machine.", filepath.Base(p.image))
+	if _, err := p.tool(ctx, "qemu-img", "convert", "-O", "qcow2", p.opts.Disk, p.image); err != nil {
+		return "", err
+	}
+	if err := p.importDisk(ctx, 0); err != nil {
+		return "", err
+	}
+	p.tell.say("From now on qemu notes in the image which ranges are written, as oVirt has it do for incremental backup.")
+	_, err := p.tool(ctx, "qemu-img", "bitmap", "--add", p.image, "holdfast-"+p.points[0].Point)
+	return p.imported(0), err
+}
+
+func (p *play) secondImport(ctx context.Context) (string, error) {
+	if err := p.importDisk(ctx, 1); err != nil {
+		return "", err
+	}
+	first, second := p.points[0], p.points[1]
+	if first.Point == second.Point || p.sums[0] == p.sums[1] {
+		return "", wrong("the second point", "it equals the first, though the machine has changed")
+	}
+	if second.ReadBytes*2 > first.ReadBytes || second.StoredBytes*2 > first.StoredBytes {
+		return "", wrong("the second import", "it read %s and stored %s; the first read %s and stored %s",
+			size(second.ReadBytes), size(second.StoredBytes), size(first.ReadBytes), size(first.StoredBytes))
+	}
+	return p.imported(1), nil
+}
+
+// importDisk imports the image, and holds the point's sum against qemu-img's view of the disk.
+func (p *play) importDisk(ctx context.Context, n int) error {
+	if err := p.holdfast.run(ctx, &p.points[n], "disk", "import", p.image, "--vm", machineName, "--disk", "0",
+		"--format", "qcow2"); err != nil {
+		return err
+	}
+	p.tell.say("Point %s.", p.points[n].Point)
+	raw := filepath.Join(p.opts.WorkDir, "reference.raw")
+	if _, err := p.tool(ctx, "qemu-img", "convert", "-O", "raw", p.image, raw); err != nil {
+		return err
+	}
+	sum, err := p.sum(ctx, raw)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(raw); err != nil {
+		return err
+	}
+	p.sums[n] = sum
+	return p.checkPoint(ctx, n)
+}
+
+// imported is the outcome of an import in one line. The ratio is of all disks that can be restored to all that is
+// stored for them.
+func (p *play) imported(n int) string {
+	i := p.points[n]
+	stored := i.StoredBytes
+	if n > 0 {
+		stored += p.points[0].StoredBytes
+	}
+	ratio := "-"
+	if info, err := os.Stat(p.opts.Disk); err == nil && stored > 0 {
+		ratio = fmt.Sprintf("%.1f", float64(n+1)*float64(info.Size())/float64(stored))
+	}
+	return fmt.Sprintf("read %s, new %s, stored %s; image files %s times the store", size(i.ReadBytes), size(i.NewBytes),
+		size(i.StoredBytes), ratio)
+}
+
+// checkPoint has Holdfast read a point and compares.
+func (p *play) checkPoint(ctx context.Context, n int) error {
+	var shown point
+	if err := p.holdfast.run(ctx, &shown, "point", "show", p.points[n].Point, "--sha256"); err != nil {
+		return err
+	}
+	if len(shown.Disks) != 1 || shown.Disks[0].SHA256 != p.sums[n] {
+		return wrong("point "+p.points[n].Point, "its disks are %+v, want one with the SHA-256 %s", shown.Disks, p.sums[n])
+	}
+	p.tell.say("SHA-256 %s… of the disk, by qemu-img and by Holdfast.", p.sums[n][:16])
+	return nil
+}
+
+func (p *play) sum(ctx context.Context, file string) (string, error) {
+	out, err := p.tool(ctx, "sha256sum", file)
+	if err != nil {
+		return "", err
+	}
+	sum, _, _ := strings.Cut(out, " ")
+	return sum, nil
+}
+
+func (p *play) changeMachine(ctx context.Context) (string, error) {
+	took, err := p.boot(ctx, qemu.FormatNode("disk", "qcow2", qemu.FileNode(p.image)))
+	if err != nil {
+		return "", err
+	}
+	p.note = "written by the machine on its own disk " + rand.Text()
+	if _, err := p.guest(ctx, "echo '"+p.note+"' >/srv/note"); err != nil {
+		return "", err
+	}
+	if p.blob, err = p.guest(ctx, "head -c 8M /dev/urandom >/srv/blob; sync; sha256sum </srv/blob"); err != nil {
+		return "", err
+	}
+	p.tell.say("The machine shuts down.")
+	return fmt.Sprintf("root prompt after %.1f s; one line and 8 MiB written", took.Seconds()), p.shutdown(ctx)
+}
+
+// boot starts the machine from a disk and logs in.
+func (p *play) boot(ctx context.Context, disk qemu.Node) (time.Duration, error) {
+	login, cancel := context.WithTimeout(ctx, bootWithin)
+	defer cancel()
+	begun := time.Now()
+	var err error
+	if p.vm, err = qemu.Start(ctx, qemu.Config{Name: machineName, Disk: disk, Stderr: p.tell.quoted()}); err != nil {
+		return 0, err
+	}
+	if err := p.vm.Console().Login(login, debian.Prompt); err != nil {
+		return 0, err
+	}
+	took := time.Since(begun)
+	p.tell.say("The machine shows its root prompt after %.1f s.", took.Seconds())
+	return took, nil
+}
+
+// guest runs a command in the machine and shows both the command and what it printed.
+func (p *play) guest(ctx context.Context, command string) (string, error) {
+	p.tell.printf("   %s%s\n", debian.Prompt, command)
+	out, err := p.vm.Console().Run(ctx, command)
+	out = strings.TrimSpace(out)
+	if out != "" {
+		p.tell.say("%s", strings.ReplaceAll(out, "\n", "\n   "))
+	}
+	return out, err
+}
+
+func (p *play) shutdown(ctx context.Context) error {
+	err := p.vm.Shutdown(ctx)
+	if err == nil {
+		p.vm = nil
+	}
+	return err
+}
