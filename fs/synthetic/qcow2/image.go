@@ -200,7 +200,7 @@ func (w *extentWalk) slice(s *slice, at, end int64) (more bool, err error) {
 		// Tables of one disk are never shared, so there are at most as many as the file has clusters. Without this a
 		// small damaged file could name one table millions of times.
 		if w.lastIndex = s.index + 1; w.tablesLeft == 0 {
-			return false, errs.Text("walk tables", "", errs.Corrupt, "the L1 table names more L2 tables than the file has room for")
+			return false, corrupt(opWalk, "the L1 table names more L2 tables than the file has room for")
 		}
 		w.tablesLeft--
 	}
