@@ -273,7 +273,7 @@ func TestConcurrentReads(t *testing.T) {
 	var wg sync.WaitGroup
 	for g := range 8 {
 		wg.Go(func() {
-			for i := range 200 {
+			for i := range 60 {
 				k := (g*31 + i) % len(chunks)
 				got, _, err := r.ReadChunk(places[k], nameOf(chunks[k]).ID(), nil)
 				if err != nil || !bytes.Equal(got, chunks[k]) {
