@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	defaultMemTable = 16 << 20
+	defaultMemTable = 8 << 20
 	defaultReserve  = 256 << 20
 
 	// asideMark is what the name of a folder that was moved aside has behind the index's own; a time follows.
@@ -152,8 +152,9 @@ func (x *Index) begin(store [16]byte) (err error) {
 }
 
 // tableSize is the size of a table on every level. Badger would double it from level to level, and a compaction holds
-// some ten tables of twice that size in memory: with tables of one size, memory does not grow with the index.
-const tableSize = 4 << 20
+// some ten tables of twice that size in memory: with tables of one size, memory does not grow with the index. The price
+// is files: some 500 for every GiB of index, each of them open and mapped.
+const tableSize = 2 << 20
 
 // openBadger opens the database. Memory: one memtable that is written and two that wait to be flushed, the tables that
 // two compactions build, no cache of blocks (they are mapped and not compressed) and none of table indexes (mapped too).
