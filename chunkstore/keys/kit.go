@@ -37,16 +37,20 @@ Key   %s
 This page opens the backup store named above without its passphrase.
 Whoever holds this page and the store can read every backup in it.
 Print it, keep it in a safe place away from the store, and delete the file.
-Without this page and without the passphrase nobody can read the backups, not even their makers.
+Without this page and without the passphrase nobody can read the backups,
+not even the makers of Holdfast.
 
-To get disks back on any Linux machine, with the holdfast program and the store at hand:
+To get disks back on any Linux machine, with the holdfast program and the
+store at hand:
 
     holdfast recover --kit FILE STORE
 
-FILE is this page, as a file or typed from paper. The five rows below are all
-that is needed of it; spaces, line ends and small letters do not matter. The last group
-of each row checks the row, so a typing mistake is found and its row is named.
-Other commands take --kit FILE too, in place of the passphrase.
+FILE is this page, as a file or typed from paper. Other commands take
+--kit FILE too, in place of the passphrase.
+
+The five rows below are all that is needed of this page. Spaces, line ends
+and small letters do not matter. The last group of each row checks the row,
+so that a typing mistake is found and its row is named.
 
 `
 

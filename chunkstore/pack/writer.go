@@ -47,6 +47,10 @@ type Writer struct {
 	plain   uint64
 	stored  uint64
 	err     error
+
+	// Scratch of Append, here because what is given to a cipher would be allocated anew each time.
+	head  [groupSize]byte
+	nonce [12]byte
 }
 
 // NewWriter begins a pack on an empty Appender and owns it from then on; after an error a stays the caller's. The
@@ -99,15 +103,13 @@ func (w *Writer) Append(d chunk.Digest, c Compressed) (chunk.Place, error) {
 	for i, n := range c.length[:g.frames] {
 		g.cipher[i] = n + tagSize
 	}
-	var head [groupSize]byte
-	g.encode(&head)
+	g.encode(&w.head)
 	p := chunk.Place{Pack: w.number, Offset: uint32(offset / chunk.PlaceUnit), Stored: g.stored()}
-	buf := append(*w.buf, head[:]...)
+	buf := append(*w.buf, w.head[:]...)
 	at := 0
-	var nonce [12]byte
 	for i, n := range c.length[:g.frames] {
-		putNonce(&nonce, p.Offset, i)
-		buf = w.aead.Seal(buf, nonce[:], c.buf.frames[at:at+int(n)], head[:])
+		putNonce(&w.nonce, p.Offset, i)
+		buf = w.aead.Seal(buf, w.nonce[:], c.buf.frames[at:at+int(n)], w.head[:])
 		at += int(n)
 	}
 	*w.buf = pad(buf, w.flushed)
