@@ -83,7 +83,7 @@ func checkRecovered(t *testing.T, b backend.Backend, n int, places []chunk.Place
 
 // TestRecoverEveryLength cuts a pack, unfinished or nearly sealed, at every length: the whole groups are kept.
 func TestRecoverEveryLength(t *testing.T) {
-	chunks := [][]byte{content(1, 100, 8), content(2, 301, 2), content(3, 33, 8)}
+	chunks := [][]byte{content(1, 40, 8), content(2, 130, 2), content(3, 20, 8)}
 	b, places := unfinished(t, Zstd, chunks...)
 	whole, _ := build(t, Zstd, testOpts, chunks...)
 	if !bytes.HasPrefix(whole.b, b) {
