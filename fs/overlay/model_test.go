@@ -61,6 +61,7 @@ type model struct {
 	floor     []int    // per byte: the oldest image that it may come from
 	sizeFloor int      // the oldest image whose size the image may have
 	minSize   int      // a stable write ended here
+	unsure    bool     // an operation failed and may be half done: the present is not known
 }
 
 func newModel(image []byte) *model {
@@ -86,7 +87,22 @@ func (m *model) ackRange(off, end int) {
 }
 
 // ackAll says that everything is durable.
-func (m *model) ackAll() { *m = *newModel(m.now()) }
+func (m *model) ackAll() {
+	if !m.unsure {
+		*m = *newModel(m.now())
+	}
+}
+
+// failed says that the last operation failed, and so may have been done in part.
+func (m *model) failed() { m.unsure = true }
+
+// saw takes an image that was checked as the present.
+func (m *model) saw(image []byte) {
+	if m.unsure {
+		m.do(func([]byte) []byte { return image })
+		m.unsure = false
+	}
+}
 
 // check compares an image with what it may be.
 func (m *model) check(got []byte) error {
@@ -181,6 +197,7 @@ func (l *opLog) step(o *Overlay) (name string, err error) {
 		size := max(1, min(l.max, len(l.m.now())+l.r.IntN(4*blockSize)-2*blockSize))
 		name = fmt.Sprintf("truncate to %d", size)
 		l.m.do(func(b []byte) []byte { return append(b, make([]byte, max(0, size-len(b)))...)[:size] })
+		l.m.minSize = min(l.m.minSize, size)
 		if err = o.Truncate(ctx, int64(size)); err == nil {
 			l.m.ackAll()
 		}
@@ -236,8 +253,8 @@ func TestModel(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			l := &opLog{r: r, m: newModel(bytes.Clone(mb.data)), max: 80000}
-			for n := range 300 {
+			l := &opLog{r: r, m: newModel(bytes.Clone(mb.data)), max: 60000}
+			for n := range 120 {
 				name, err := l.step(o)
 				if err != nil {
 					t.Fatalf("seed %d, step %d, %s: %v", seed, n, name, err)

@@ -85,6 +85,12 @@ func (o *Overlay) put(ctx context.Context, p []byte, off int64) (full bool, err 
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.reserved -= fresh
+	// Also after an error: what was written of mapped blocks is read from now on, so the next Commit must keep it.
+	for i := off / o.seg; i <= (end-1)/o.seg; i++ {
+		if s := o.segments[i]; s != nil {
+			s.dirty = true
+		}
+	}
 	if err != nil {
 		// Part of a longer last block may have been written past the end.
 		o.tailUnclean = o.tailUnclean || end > o.st.size
@@ -95,9 +101,6 @@ func (o *Overlay) put(ctx context.Context, p []byte, off int64) (full bool, err 
 		o.change(entry{kind: entryData, a: first, b: count})
 	}
 	o.st.size = max(o.st.size, end)
-	for i := off / o.seg; i <= (end-1)/o.seg; i++ {
-		o.segments[i].dirty = true
-	}
 	return len(o.pending) > maxPending, nil
 }
 
