@@ -91,8 +91,7 @@ func readAll(ctx context.Context, b []byte, limit int64) (result, error) {
 	return r, errors.Join(all...)
 }
 
-// damageKinds are the kinds that damage to a file may show as. Stale is for a bitmap whose flags were hit, NotFound
-// cannot be: names come from the list.
+// isDamage tells whether damage to a file may show as err. Stale is for a bitmap whose flags were hit.
 func isDamage(err error) bool {
 	switch errs.KindOf(err) {
 	case errs.Corrupt, errs.Invalid, errs.Unsupported, errs.Stale:
@@ -153,7 +152,7 @@ func TestFlipped(t *testing.T) {
 	}
 }
 
-// TestHeaderFields sets each field of a good header to something that cannot be read.
+// TestHeaderFields sets each field of a good header to something that cannot be read. It is long for being a table.
 func TestHeaderFields(t *testing.T) {
 	put32 := binary.BigEndian.PutUint32
 	put64 := binary.BigEndian.PutUint64

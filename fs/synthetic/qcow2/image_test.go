@@ -2,6 +2,7 @@ package qcow2
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
@@ -420,5 +422,34 @@ func TestImageStops(t *testing.T) {
 	}
 	if err := m.Extents(t.Context(), m.Size()+9, nil); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestImageConcurrent reads images from many goroutines, decoders and caches being shared.
+func TestImageConcurrent(t *testing.T) {
+	for _, name := range seeds(t) {
+		b := seed(t, name)
+		want, err := readAll(t.Context(), b, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := Open(bytes.NewReader(b), int64(len(b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for k := range 4 {
+			wg.Go(func() {
+				rnd := rand.New(rand.NewPCG(uint64(k), 2))
+				for range 200 {
+					off := rnd.IntN(len(want.content))
+					p := make([]byte, rnd.IntN(len(want.content)-off))
+					if _, err := m.ReadAt(context.Background(), p, int64(off)); err != nil || !bytes.Equal(p, want.content[off:off+len(p)]) {
+						t.Errorf("%s: %d bytes at %d: %v", name, len(p), off, err)
+					}
+				}
+			})
+		}
+		wg.Wait()
 	}
 }

@@ -8,8 +8,9 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
-// viewCacheBytes bounds the presence bits that one View keeps: at 64 KiB clusters they cover about 7 TiB.
-const viewCacheBytes = 16 << 20
+// viewCacheBytes bounds the presence bits that one View keeps: at 64 KiB clusters they cover 8 TiB, and a read of the
+// tables of a larger disk in order asks for each table once all the same.
+const viewCacheBytes = 20 << 20
 
 // View is a disk as a qcow2 file in the identity layout, computed as it is read. It needs no Close.
 type View struct {

@@ -133,6 +133,7 @@ func TestViewLayout(t *testing.T) {
 	}
 }
 
+// checkLayout is long because a file has that many parts.
 func checkLayout(t *testing.T, rnd *rand.Rand, v *View, d *disk, c int64) {
 	t.Helper()
 	n, r, rt, l, l1 := model(d.size, c)
@@ -450,5 +451,23 @@ func TestViewLargestQemu(t *testing.T) {
 	sameDisk(t, file, raw)
 	if st, err := os.Stat(file); err != nil || st.Size() != v.Size() {
 		t.Fatal(err)
+	}
+}
+
+// TestViewExample holds the worked example of docs/format/qcow2-view.md.
+func TestViewExample(t *testing.T) {
+	for present, want := range map[bool]string{true: "80000000123e0000", false: "80000000123e0001"} {
+		d := &disk{size: 2<<30 + 12<<10}
+		if present {
+			d.runs = []extent{{0x12345678 &^ 511, 512}}
+		}
+		v := mustView(t, d, 16)
+		if v.DataOffset() != 0xa0000 || v.Size() != 2148204544 {
+			t.Fatalf("data at %#x of %d", v.DataOffset(), v.Size())
+		}
+		p := make([]byte, 8)
+		if _, err := v.ReadAt(t.Context(), p, 0x591a0); err != nil || hex.EncodeToString(p) != want {
+			t.Fatalf("entry %x, want %s (%v)", p, want, err)
+		}
 	}
 }
