@@ -36,16 +36,16 @@ type conn struct {
 	armed    bool     // a read deadline is set; the reader's own
 	next     *pending // the call whose record is being read; the reader's own
 
-	wmu  sync.Mutex // guards writes and vec
-	vec  [2][]byte
-	bufs net.Buffers
+	writing chan struct{} // the write lock: first come, first served, and given up when the connection breaks
+	vec     [2][]byte     // guarded by writing
+	bufs    net.Buffers
 }
 
 // readBuffer holds many small calls, so that one system call brings them.
 const readBuffer = 32 << 10
 
 func newConn(ctx context.Context, s *Server, nc net.Conn, peer netip.Addr) *conn {
-	c := &conn{srv: s, nc: nc, peer: peer, base: ctx,
+	c := &conn{srv: s, nc: nc, peer: peer, base: ctx, writing: make(chan struct{}, 1),
 		records: semaphore.NewWeighted(int64(s.limits.RecordBytes)),
 		bulk:    semaphore.NewWeighted(int64(s.limits.BulkBytes)),
 		small:   semaphore.NewWeighted(int64(s.limits.SmallBytes))}
@@ -166,8 +166,12 @@ func (c *conn) run(p *pending, replay []byte) {
 
 // send writes one reply.
 func (c *conn) send(head, body []byte) error {
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
+	select {
+	case c.writing <- struct{}{}:
+	case <-c.ctx.Done():
+		return c.ctx.Err()
+	}
+	defer func() { <-c.writing }()
 	if err := c.nc.SetWriteDeadline(time.Now().Add(c.srv.limits.WriteTimeout)); err != nil {
 		return err
 	}
