@@ -150,6 +150,9 @@ func (x *Index) Verify(ctx context.Context) error {
 	if x.closed {
 		return errClosed(op, x.dir)
 	}
+	if err := ctx.Err(); err != nil {
+		return errs.Wrap(op, x.dir, err)
+	}
 	for id := range x.tables() {
 		if err := ctx.Err(); err != nil {
 			return errs.Wrap(op, x.dir, err)

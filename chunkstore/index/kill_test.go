@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-const childBatch = 300
+const childBatch = 200
 
 // child puts batches for ever. It prints a line after each acknowledged one, and replaces and deletes along the way.
 func child(dir, seed string) error {
@@ -93,7 +93,7 @@ func startChild(t *testing.T, dir string, seed int) (*exec.Cmd, *bufio.Scanner) 
 // TestKillNine kills a child at many moments: everything it was told is durable must be there.
 func TestKillNine(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "index")
-	rounds := 12
+	rounds := 8
 	if testing.Short() {
 		rounds = 3
 	}
