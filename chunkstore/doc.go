@@ -9,7 +9,7 @@
 //
 // Invariants:
 //
-//  1. A point's record appears only when everything it refers to is durable: packs synced, indexed, sealed; then the
+//  1. A point's record appears only when everything it refers to is durable: packs sealed and indexed; then the
 //     manifest's pages; then the record. That is the only commit point. What a killed session left is garbage, or is
 //     found and used by the next one; it is never part of a point.
 //  2. Nothing that is referred to is changed. Packs are append-once, records are never rewritten.

@@ -3,6 +3,8 @@ package chunkstore
 import (
 	"container/list"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"fmt"
 	"sort"
 	"strings"
@@ -275,4 +277,13 @@ func (c *packCache) close() {
 	for c.order.Len() > 0 {
 		c.drop(c.order.Front())
 	}
+}
+
+// ServingKey returns a secret that is the same in every process that opens the store, for file handles that must outlive
+// the server that made them.
+func (r *Reader) ServingKey() [32]byte {
+	sign := r.key.SignKey()
+	h := hmac.New(sha256.New, sign[:])
+	h.Write([]byte("holdfast serving key"))
+	return [32]byte(h.Sum(nil))
 }

@@ -84,6 +84,9 @@ func (s *Store) finishPack(ctx context.Context, kind pack.Kind, name string) (bo
 	})
 	switch {
 	case err == nil:
+		if r.Lost > 0 {
+			s.log.Error("the pack of a killed backup was damaged; the chunks behind the damage will be stored again", "pack", name, "lost", r.Lost)
+		}
 		s.log.Info("finished the pack of a killed backup", "pack", name, "chunks", r.Chunks, "bytes", r.Kept, "removed", r.Removed)
 		return !r.Removed, nil
 	case errs.Is(err, errs.NoSpace):

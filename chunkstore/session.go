@@ -91,7 +91,7 @@ func (x *Session) keepChunk(ctx context.Context, d chunk.Digest, c pack.Compress
 	return p, nil
 }
 
-// indexPack runs when a data pack is durable: only now may others find its chunks.
+// indexPack runs when a data pack is sealed: only now may others find its chunks.
 func (x *Session) indexPack(number uint32) error {
 	if err := x.s.index.Put(x.batch); err != nil {
 		return err
@@ -123,8 +123,8 @@ func (p pages) Put(ctx context.Context, d chunk.Digest, page []byte) (chunk.Plac
 	return p.x.meta.append(ctx, d, c)
 }
 
-// Commit makes the point visible and durable and returns it. The order is the store's promise: data packs are durable
-// and indexed, then sealed; then the manifest's pages; then the record, whose appearance is the only commit point.
+// Commit makes the point visible and durable and returns it. The order is the store's promise: data packs are sealed,
+// then indexed; then the manifest's pages are sealed; then the record, whose appearance is the only commit point.
 func (x *Session) Commit(ctx context.Context) (*Point, error) {
 	if x.done {
 		return nil, errs.Text("commit point", string(x.point.ID), errs.Bug, "the session has ended")
@@ -177,7 +177,7 @@ func (x *Session) Abort() {
 type packer struct {
 	s      *Store
 	kind   pack.Kind
-	sealed func(number uint32) error // after a pack's data is durable, before its seal; may be nil
+	sealed func(number uint32) error // called after a pack was sealed; may be nil
 	w      *pack.Writer
 	name   string
 	number uint32
@@ -223,47 +223,37 @@ func (p *packer) begin(ctx context.Context) error {
 	return nil
 }
 
-// seal makes the open pack durable, lets the index know, and closes it.
+// seal makes the open pack durable and complete, and only then lets the index know: whoever finds a chunk there finds it
+// in a sealed pack, which nothing takes away (docs/adr/0001 has the reason).
 func (p *packer) seal() error {
 	if p.w == nil {
 		return nil
 	}
-	err := p.w.Sync()
-	if err == nil && p.sealed != nil {
-		err = p.sealed(p.number)
-	}
-	if err == nil {
-		err = p.w.Seal()
-	}
-	if err != nil {
+	if err := p.w.Seal(); err != nil {
 		p.failed = true
 		return err
 	}
 	p.bytes += p.w.Size()
 	p.w = nil
-	return nil
+	if p.sealed == nil {
+		return nil
+	}
+	return p.sealed(p.number)
 }
 
-// salvage ends the open pack after a failure. A pack whose writing failed is removed, if it can be: nothing refers to
-// it, and on a full disk its space is what is needed most. If it was indexed before its seal failed it stays for
-// recovery, since other sessions may have found its chunks.
+// salvage ends the open pack after a failure. A data pack that can still be sealed is kept; any other is removed:
+// nothing refers to it, and on a full disk its space is what is needed most. What cannot be removed is left to recovery.
 func (p *packer) salvage() error {
 	if p.w == nil {
 		return nil
 	}
 	w := p.w
-	if !p.failed && p.kind == pack.Data {
-		err := p.seal()
-		if err == nil {
-			return nil
-		}
+	if !p.failed && p.kind == pack.Data && p.seal() == nil {
+		return nil
 	}
 	p.w = nil
 	if err := w.Abort(); err != nil {
 		p.s.log.Warn("giving up a pack", "pack", p.name, "err", err)
-	}
-	if p.kind == pack.Data && p.s.indexed(p.number) {
-		return nil
 	}
 	return p.s.b.Remove(context.Background(), p.name)
 }

@@ -226,20 +226,6 @@ func (s *Store) nextPack() (uint32, error) {
 	return s.last, nil
 }
 
-// indexed tells whether a pack's chunks can be found by others.
-func (s *Store) indexed(number uint32) bool {
-	marks, err := s.index.Packs()
-	if err != nil {
-		return true // the careful answer
-	}
-	for _, m := range marks {
-		if m.Pack == number {
-			return true
-		}
-	}
-	return false
-}
-
 // packNumber parses the name of a pack.
 func packNumber(kind pack.Kind, name string) (uint32, bool) {
 	base := strings.TrimSuffix(filepath.Base(name), ".pack")

@@ -3,6 +3,7 @@ package fs
 import (
 	"context"
 	"hash/fnv"
+	"sort"
 	"time"
 )
 
@@ -108,4 +109,14 @@ func (d *StaticDir) List(_ context.Context, after uint64, visit func(Entry) bool
 		}
 	}
 	return nil
+}
+
+// SetCookies gives each entry the cookie that f derives from its name, and sorts the folder by them: a listing then goes
+// on correctly in a folder that was made anew with other names beside. It is for the maker of the folder, before anyone
+// sees it.
+func (d *StaticDir) SetCookies(f func(name string) uint64) {
+	for i := range d.entries {
+		d.entries[i].Cookie = f(d.entries[i].Name)
+	}
+	sort.Slice(d.entries, func(i, j int) bool { return d.entries[i].Cookie < d.entries[j].Cookie })
 }

@@ -101,7 +101,7 @@ func (b *Builder) putLeaf(ctx context.Context, old Ref, l Leaf) (Ref, chunk.Dige
 		return Ref{}, chunk.Digest{}, nil
 	}
 	b.buf = encodeLeaf(b.buf[:0], l)
-	if _, err := decodeLeaf(b.buf); err != nil {
+	if _, err := DecodeLeaf(b.buf); err != nil {
 		return Ref{}, chunk.Digest{}, errs.New("build manifest", "leaf", errs.Bug, err)
 	}
 	return b.keep(ctx, old, data)

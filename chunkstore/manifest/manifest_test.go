@@ -331,7 +331,7 @@ func TestDamage(t *testing.T) {
 		}
 		for n := range page {
 			if level == 0 {
-				if _, err := decodeLeaf(page[:n]); !errs.Is(err, errs.Corrupt) {
+				if _, err := DecodeLeaf(page[:n]); !errs.Is(err, errs.Corrupt) {
 					t.Fatalf("leaf cut to %d bytes: %v", n, err)
 				}
 			} else if err := decodeInner(page[:n], 1, &children{}); !errs.Is(err, errs.Corrupt) {
@@ -364,11 +364,11 @@ func FuzzDecode(f *testing.F) {
 	f.Add(encodeInner(nil, 1, &c), 1)
 	f.Add([]byte(pageMagic), 0)
 	f.Fuzz(func(t *testing.T, page []byte, level int) {
-		if l, err := decodeLeaf(page); err == nil {
+		if l, err := DecodeLeaf(page); err == nil {
 			if again := encodeLeaf(nil, l); len(again) != len(page) {
 				t.Fatal("a leaf that decodes must encode to the same length")
 			}
-			if back, err := decodeLeaf(encodeLeaf(nil, l)); err != nil || fmt.Sprint(back) != fmt.Sprint(l) {
+			if back, err := DecodeLeaf(encodeLeaf(nil, l)); err != nil || fmt.Sprint(back) != fmt.Sprint(l) {
 				t.Fatal("decode of encode is not the identity", err)
 			}
 		}

@@ -198,8 +198,8 @@ func entryAt(body []byte, i int) Entry {
 	return Entry{End: binary.LittleEndian.Uint16(b), Place: getPlace(b[placeAt:]), ID: chunk.ID(b[16:32])}
 }
 
-// decodeLeaf reads a leaf page and checks invariant 2.
-func decodeLeaf(page []byte) (Leaf, error) {
+// DecodeLeaf reads a leaf page and checks invariant 2.
+func DecodeLeaf(page []byte) (Leaf, error) {
 	body, n, err := checkHeader(page, 0, entrySize)
 	if err != nil {
 		return nil, err
@@ -266,4 +266,25 @@ func PageDigest(key []byte, page []byte) (chunk.Digest, error) {
 	h := hmac.New(sha256.New, key)
 	h.Write(bare)
 	return chunk.Digest(h.Sum(nil)), nil
+}
+
+// Child is a reference in an inner page.
+type Child struct {
+	Index int // 0 to Fanout-1
+	Ref   Ref
+}
+
+// Children returns the references of an inner page of the given level, for those who walk a tree in their own way.
+func Children(page []byte, level int) ([]Child, error) {
+	var c children
+	if err := decodeInner(page, level, &c); err != nil {
+		return nil, err
+	}
+	var out []Child
+	for i, r := range c {
+		if !r.IsZero() {
+			out = append(out, Child{i, r})
+		}
+	}
+	return out, nil
 }

@@ -58,7 +58,7 @@ func (t *Tree) Leaf(ctx context.Context, n int64) (Leaf, error) {
 	if err != nil {
 		return nil, err
 	}
-	return decodeLeaf(page)
+	return DecodeLeaf(page)
 }
 
 // Find returns the entry of l that covers a block, and the block at which it starts. A nil leaf is one run of zeros.
@@ -107,7 +107,7 @@ func (t *Tree) walkFrom(ctx context.Context, ref Ref, level int, base, first int
 		if err != nil {
 			return err
 		}
-		l, err := decodeLeaf(b)
+		l, err := DecodeLeaf(b)
 		if err != nil {
 			return err
 		}
@@ -229,7 +229,7 @@ func (d *differ) leaf(ctx context.Context, t *Tree, r Ref) (Leaf, error) {
 	if err != nil {
 		return nil, err
 	}
-	return decodeLeaf(page)
+	return DecodeLeaf(page)
 }
 
 func (d *differ) add(off, n int64) error {

@@ -53,13 +53,21 @@ var (
 		}
 		return d
 	}}
-	compressed = sync.Pool{New: func() any { return new(payload) }}
+	// tryouts are buffers for one frame being compressed; s2 wants room for its worst case, a sixth more.
+	tryouts = sync.Pool{New: func() any { return new([chunk.FrameSize + chunk.FrameSize/4]byte) }}
+	// payloads are pooled by how many frames they hold: a backup has hundreds of chunks on their way at once, most of
+	// them of one frame.
+	payloads [maxFrames + 1]sync.Pool
 )
 
-// payload is the buffer behind a Compressed: the frames one behind the other, and room for one that did not shrink.
-type payload struct {
-	frames [chunk.MaxSize]byte
-	tryout [chunk.FrameSize + chunk.FrameSize/4]byte // s2 wants room for its worst case, a sixth more
+// payload is the buffer behind a Compressed: its frames, one behind the other.
+type payload struct{ frames []byte }
+
+func newPayload(frames int) *payload {
+	if p, ok := payloads[frames].Get().(*payload); ok {
+		return p
+	}
+	return &payload{make([]byte, frames*chunk.FrameSize)}
 }
 
 // Compressed is a chunk ready to be encrypted and appended. It holds a buffer until Release.
@@ -77,11 +85,13 @@ func Compress(codec Codec, plain []byte) Compressed {
 	if len(plain) == 0 || len(plain) > chunk.MaxSize || codec >= codecs {
 		panic(fmt.Sprintf("pack: Compress of %d bytes with %v", len(plain), codec))
 	}
-	c := Compressed{codec: codec, plain: uint32(len(plain)), buf: compressed.Get().(*payload)}
+	c := Compressed{codec: codec, plain: uint32(len(plain)), buf: newPayload(framesOf(len(plain)))}
+	tryout := tryouts.Get().(*[chunk.FrameSize + chunk.FrameSize/4]byte)
+	defer tryouts.Put(tryout)
 	at := 0
 	for i := range framesOf(len(plain)) {
 		frame := plain[i*chunk.FrameSize : min(len(plain), (i+1)*chunk.FrameSize)]
-		out := encodeFrame(codec, c.buf.tryout[:0], frame)
+		out := encodeFrame(codec, tryout[:0], frame)
 		if out == nil || len(out) > len(frame)-max(1, len(frame)>>rawShift) {
 			out = frame
 			c.raw |= 1 << i
@@ -120,7 +130,7 @@ func (c *Compressed) StoredLen() int {
 // Release gives the buffer back. c must not be used afterwards. Releasing twice does nothing.
 func (c *Compressed) Release() {
 	if c.buf != nil {
-		compressed.Put(c.buf)
+		payloads[framesOf(int(c.plain))].Put(c.buf)
 		c.buf = nil
 	}
 }
