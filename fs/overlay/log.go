@@ -151,7 +151,7 @@ type logContent struct {
 // readLog parses a whole log. A batch that is not complete at the end is dropped: its writers were never answered.
 // Whatever else is not as written is an error.
 func readLog(r io.Reader) (*logContent, error) {
-	br := bufio.NewReaderSize(r, 1<<20)
+	br := bufio.NewReaderSize(r, 64<<10)
 	b := make([]byte, sectorSize)
 	if more, err := readSector(br, b); err != nil {
 		return nil, err

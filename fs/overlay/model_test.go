@@ -195,6 +195,9 @@ func (l *opLog) step(o *Overlay) (name string, err error) {
 		err = o.WriteZeroes(ctx, int64(off), int64(n))
 	case k < 17:
 		size := max(1, min(l.max, len(l.m.now())+l.r.IntN(4*blockSize)-2*blockSize))
+		if l.r.IntN(3) == 0 {
+			size = 1 + l.r.IntN(l.max)
+		}
 		name = fmt.Sprintf("truncate to %d", size)
 		l.m.do(func(b []byte) []byte { return append(b, make([]byte, max(0, size-len(b)))...)[:size] })
 		l.m.minSize = min(l.m.minSize, size)
