@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/holdfast-backup/holdfast/appliance/node"
 	"github.com/holdfast-backup/holdfast/chunkstore"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
@@ -167,27 +168,11 @@ func (a *app) writer(ctx context.Context) (*chunkstore.Store, error) {
 	return chunkstore.Open(ctx, dir, a.options())
 }
 
-// maxPassphrase bounds what is read of a passphrase file, in bytes.
-const maxPassphrase = 4096
-
 // passphrase reads the passphrase from its file, or asks for it on a terminal; twice if it is a new one.
 func (a *app) passphrase(fresh bool) ([]byte, error) {
 	const op = "read passphrase"
 	if a.passphraseFile != "" {
-		f, err := os.Open(a.passphraseFile)
-		if err != nil {
-			return nil, errs.Wrap(op, a.passphraseFile, err)
-		}
-		defer f.Close()
-		b, err := io.ReadAll(io.LimitReader(f, maxPassphrase+1))
-		if err != nil {
-			return nil, errs.Wrap(op, a.passphraseFile, err)
-		}
-		line := firstLine(b)
-		if len(line) == 0 || len(b) > maxPassphrase {
-			return nil, errs.Text(op, a.passphraseFile, errs.Invalid, "the file does not hold a passphrase in its first line")
-		}
-		return line, nil
+		return node.ReadPassphrase(a.passphraseFile)
 	}
 	if a.Stdin == nil || !term.IsTerminal(int(a.Stdin.Fd())) {
 		return nil, errs.Text(op, "", errs.Invalid, "there is no terminal to ask on").
@@ -209,17 +194,4 @@ func (a *app) ask(prompt string) ([]byte, error) {
 	p, err := term.ReadPassword(int(a.Stdin.Fd()))
 	fmt.Fprintln(a.Stderr)
 	return p, errs.Wrap("read passphrase", "", err)
-}
-
-func firstLine(b []byte) []byte {
-	for i, c := range b {
-		if c == '\n' {
-			b = b[:i]
-			break
-		}
-	}
-	if n := len(b); n > 0 && b[n-1] == '\r' {
-		b = b[:n-1]
-	}
-	return b
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-backup/holdfast/appliance/config"
 	"github.com/holdfast-backup/holdfast/appliance/node"
 	"github.com/holdfast-backup/holdfast/fs/synthetic"
 	"github.com/holdfast-backup/holdfast/internal/errs"
@@ -52,21 +53,11 @@ func (a *app) serveCommand() *cobra.Command {
 }
 
 func parseAllow(texts []string) ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	for _, t := range texts {
-		p, err := netip.ParsePrefix(t)
-		if err != nil {
-			var addr netip.Addr
-			if addr, err = netip.ParseAddr(t); err == nil {
-				p = netip.PrefixFrom(addr, addr.BitLen())
-			}
-		}
-		if err != nil {
-			return nil, usage("--allow " + t + ": neither an address nor a network such as 10.1.0.0/16")
-		}
-		out = append(out, p.Masked())
+	nets, err := config.ParseNetworks(texts)
+	if err != nil {
+		return nil, usage("--allow: " + err.Error())
 	}
-	return out, nil
+	return nets, nil
 }
 
 func (a *app) serve(ctx context.Context, name string, o node.ServeOptions) error {

@@ -40,7 +40,7 @@ func NewPointsTree(r *chunkstore.Reader) *PointsTree { return &PointsTree{r: r, 
 // refreshAfter is how old the list of points may be before a look into the tree makes it anew.
 const refreshAfter = time.Second
 
-// rootNode is the folder whose content is always looked up afresh.
+// pointsRoot is the folder whose content is always looked up afresh.
 type pointsRoot struct{ t *PointsTree }
 
 // rootID and pointsID name the two fixed folders.
@@ -53,6 +53,12 @@ var (
 func (t *PointsTree) Root() fs.Dir {
 	return fs.NewStaticDir(rootID, time.Unix(0, 0), fs.Entry{Name: "points", Node: pointsRoot{t}})
 }
+
+// below is the tree whose root is the folder "points" itself.
+type below struct{ *PointsTree }
+
+// Root implements fs.Tree.
+func (b below) Root() fs.Dir { return pointsRoot{b.PointsTree} }
 
 // Node implements fs.Tree.
 func (t *PointsTree) Node(ctx context.Context, id fs.ID) (fs.Node, error) {

@@ -113,28 +113,47 @@ func Serve(ctx context.Context, r *chunkstore.Reader, o ServeOptions) (err error
 }
 
 func run(ctx context.Context, srv *nfsd.Server, ln net.Listener, o ServeOptions, r ServeReady) error {
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(context.WithoutCancel(ctx), ln) }()
-	if o.Ready != nil {
-		o.Ready(r)
-	}
-	for {
+	stats := func() {
 		select {
-		case err := <-served:
-			return err
 		case <-o.Stats:
 			if o.OnStats != nil {
 				o.OnStats(readStats(srv))
 			}
 		case <-ctx.Done():
-			drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-			defer cancel()
-			if err := srv.Shutdown(drain); err != nil {
-				o.Logger.Warn("clients were cut off", "err", err)
-			}
-			return <-served
 		}
 	}
+	tell := func() {
+		if o.Ready != nil {
+			o.Ready(r)
+		}
+	}
+	return serveUntil(ctx, srv, ln, o.Logger, tell, stats)
+}
+
+// serveUntil runs a server until ctx ends, and lets the calls that run then finish. ready is called once; each, if not
+// nil, again and again: it waits for something to do, or for the end of ctx.
+func serveUntil(ctx context.Context, srv *nfsd.Server, ln net.Listener, log *slog.Logger, ready, each func()) error {
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(context.WithoutCancel(ctx), ln) }()
+	ready()
+	if each != nil {
+		go func() {
+			for ctx.Err() == nil {
+				each()
+			}
+		}()
+	}
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	if err := srv.Shutdown(drain); err != nil {
+		log.Warn("clients were cut off", "err", err)
+	}
+	return <-served
 }
 
 func readStats(srv *nfsd.Server) ServeStats {

@@ -25,6 +25,9 @@ const (
 
 	// asideMark is what the name of a folder that was moved aside has behind the index's own; a time follows.
 	asideMark = ".bad-"
+
+	// reasonNone is why the index of a new store is fresh.
+	reasonNone = "there was none"
 )
 
 // Open opens the index in the folder dir, which belongs to the store with that UUID, and makes it if there is none.
@@ -70,7 +73,7 @@ func (x *Index) openOrBegin(store [16]byte) error {
 		return err
 	}
 	x.fresh, x.reason = true, d.reason
-	if x.opt.Log != nil {
+	if x.opt.Log != nil && d.reason != reasonNone { // a new store has none, and that is no news
 		x.opt.Log.Warn("index: begun anew, packs will be indexed again", "op", "open index", "reason", d.reason)
 	}
 	if err := x.moveAside(); err != nil {
@@ -126,7 +129,7 @@ func readState(dir string) (s state, err error) {
 			return s, err
 		}
 		if len(names) == 0 {
-			return s, distrust{"there was none"}
+			return s, distrust{reasonNone}
 		}
 		return s, distrust{"its state file is missing"}
 	}

@@ -1,0 +1,151 @@
+// Package config reads the daemon's configuration: one YAML file, parsed strictly. An unknown key, a wrong type or a
+// missing value is an error, and all faults of a file are reported at once, each with its line where it has one. The
+// package reads no environment and opens nothing but the file.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/holdfast-backup/holdfast/internal/errs"
+)
+
+// Config is the daemon's configuration. Keys are the yaml names.
+type Config struct {
+	// Store is the store's folder. Needed.
+	Store string `yaml:"store"`
+	// PassphraseFile holds the store's passphrase in its first line. Needed.
+	PassphraseFile string `yaml:"passphrase_file"`
+	// Mount shows all restore points as files; left out, nothing is mounted.
+	Mount *Mount `yaml:"mount"`
+	// NFS offers all restore points, read-only, over NFS v3; left out, nothing is served.
+	NFS *NFS `yaml:"nfs"`
+}
+
+// Mount says where points are shown.
+type Mount struct {
+	// Dir is an existing, empty folder. Needed.
+	Dir string `yaml:"dir"`
+	// AllowOther lets users other than the daemon's read. Default false.
+	AllowOther bool `yaml:"allow_other"`
+}
+
+// NFS says where points are served, and to whom.
+type NFS struct {
+	// Listen is "address:port". Needed.
+	Listen string `yaml:"listen"`
+	// Allow lists the networks or addresses that may connect. Needed: backups are shown to nobody by default.
+	Allow []string `yaml:"allow"`
+	// Portmap answers on port 111 of the address as well. Default false.
+	Portmap bool `yaml:"portmap"`
+}
+
+// maxSize bounds the file in bytes.
+const maxSize = 1 << 20
+
+// Load reads and checks a file. errs.Invalid lists every fault.
+func Load(file string) (*Config, error) {
+	const op = "read configuration"
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, errs.Wrap(op, file, err)
+	}
+	defer f.Close()
+	raw, err := io.ReadAll(io.LimitReader(f, maxSize))
+	if err != nil {
+		return nil, errs.Wrap(op, file, err)
+	}
+	c, err := Parse(raw)
+	if err != nil {
+		return nil, errs.New(op, file, errs.Invalid, err).WithNext("Mend the file; docs/holdfastd.md lists the keys.")
+	}
+	return c, nil
+}
+
+// Parse reads and checks the text of a configuration.
+func Parse(raw []byte) (*Config, error) {
+	var c Config
+	d := yaml.NewDecoder(bytes.NewReader(raw))
+	d.KnownFields(true)
+	err := d.Decode(&c)
+	var typed *yaml.TypeError
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil, errors.New("the file is empty")
+	case errors.As(err, &typed): // every one of these carries its line; what could be read is checked too
+		return nil, faults(append(typed.Errors, c.check()...))
+	case err != nil:
+		return nil, err
+	}
+	if err := d.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return nil, errors.New("there is more than one document in the file")
+	}
+	return &c, faults(c.check())
+}
+
+func faults(list []string) error {
+	if len(list) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(list, "; "))
+}
+
+func (c *Config) check() (bad []string) {
+	need := func(key, value string) {
+		if value == "" {
+			bad = append(bad, key+" is missing")
+		} else if !filepath.IsAbs(value) {
+			bad = append(bad, key+" is not an absolute path: "+value)
+		}
+	}
+	need("store", c.Store)
+	need("passphrase_file", c.PassphraseFile)
+	if c.Mount != nil {
+		need("mount.dir", c.Mount.Dir)
+	}
+	if c.NFS != nil {
+		if _, err := netip.ParseAddrPort(c.NFS.Listen); err != nil {
+			bad = append(bad, fmt.Sprintf("nfs.listen %q is not an address with a port", c.NFS.Listen))
+		}
+		if len(c.NFS.Allow) == 0 {
+			bad = append(bad, "nfs.allow is empty: nobody could connect")
+		}
+		if _, err := c.NFS.Prefixes(); err != nil {
+			bad = append(bad, err.Error())
+		}
+	}
+	if c.Mount == nil && c.NFS == nil {
+		bad = append(bad, "neither mount nor nfs is there: nothing to do")
+	}
+	return bad
+}
+
+// Prefixes returns the networks that Allow names.
+func (n *NFS) Prefixes() ([]netip.Prefix, error) { return ParseNetworks(n.Allow) }
+
+// ParseNetworks reads networks such as 10.1.0.0/16 and single addresses.
+func ParseNetworks(texts []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, t := range texts {
+		p, err := netip.ParsePrefix(t)
+		if err != nil {
+			var addr netip.Addr
+			if addr, err = netip.ParseAddr(t); err == nil {
+				p = netip.PrefixFrom(addr, addr.BitLen())
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%q is neither an address nor a network such as 10.1.0.0/16", t)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
+}

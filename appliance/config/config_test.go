@@ -1,0 +1,71 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/holdfast-backup/holdfast/internal/errs"
+)
+
+const good = `
+store: /var/lib/holdfast/store
+passphrase_file: /etc/holdfast/passphrase
+mount: {dir: /srv/points, allow_other: true}
+nfs:
+  listen: 0.0.0.0:2049
+  allow: [10.0.0.0/8, 192.168.1.7, "fd00::/8"]
+`
+
+func TestGood(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(file, []byte(good), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nets, err := c.NFS.Prefixes()
+	if c.Store != "/var/lib/holdfast/store" || !c.Mount.AllowOther || err != nil || len(nets) != 3 || nets[1].String() != "192.168.1.7/32" {
+		t.Fatalf("%+v %v %v", c, nets, err)
+	}
+}
+
+func TestFaultsAreNamedAllAtOnce(t *testing.T) {
+	for name, c := range map[string]struct {
+		text string
+		want []string
+	}{
+		"empty":          {"", []string{"empty"}},
+		"unknown keys":   {good + "stroe: x\nmuont: y\n", []string{"stroe", "muont"}},
+		"wrong type":     {strings.Replace(good, "true", "[1]", 1), []string{"line 4"}},
+		"all missing":    {"nfs: {listen: nowhere}", []string{"store is missing", "passphrase_file is missing", "nowhere", "nfs.allow"}},
+		"relative":       {strings.Replace(good, "/var/lib", "lib", 1), []string{"absolute"}},
+		"bad network":    {strings.Replace(good, "10.0.0.0/8", "10.0.0/8", 1), []string{"10.0.0/8"}},
+		"nothing to do":  {"store: /s\npassphrase_file: /p\n", []string{"nothing to do"}},
+		"two documents":  {good + "---\nstore: /x\n", []string{"more than one"}},
+		"not yaml":       {"a: [", []string{"yaml"}},
+		"unknown inside": {strings.Replace(good, "dir:", "path:", 1), []string{"path", "mount.dir is missing"}},
+	} {
+		_, err := Parse([]byte(c.text))
+		if err == nil {
+			t.Errorf("%s: accepted", name)
+			continue
+		}
+		for _, w := range c.want {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: %q does not say %q", name, err, w)
+			}
+		}
+	}
+	if _, err := Load("/nowhere/c.yaml"); !errs.Is(err, errs.NotFound) {
+		t.Error("missing file:", err)
+	}
+	file := filepath.Join(t.TempDir(), "c.yaml")
+	_ = os.WriteFile(file, []byte("x: 1"), 0o600)
+	if _, err := Load(file); !errs.Is(err, errs.Invalid) || errs.NextStep(err) == "" {
+		t.Error("bad file:", err)
+	}
+}
