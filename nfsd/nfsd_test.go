@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -53,6 +54,12 @@ func startOn(t testing.TB, addr string, o nfsd.Options, trees ...fs.Tree) *runni
 			t.Fatal(err)
 		}
 	}
+	return serveOn(t, s, addr)
+}
+
+// serveOn serves s until the test's end.
+func serveOn(t testing.TB, s *nfsd.Server, addr string) *running {
+	t.Helper()
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
@@ -80,6 +87,9 @@ func (r *running) end(t testing.TB) {
 func mountAt(t testing.TB, addr, path string) (*client.Target, error) {
 	t.Helper()
 	c, err := clientrpc.DialTCP("tcp", addr, false)
+	for errors.Is(err, syscall.EADDRINUSE) { // this client throws dice for its own port
+		c, err = clientrpc.DialTCP("tcp", addr, false)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
