@@ -8,6 +8,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -22,7 +23,8 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/lab/scenario"
 )
 
-// Run runs the command line and returns the exit code: 0 done, 1 failed, 130 interrupted. It writes errors to stderr.
+// Run runs the command line and returns the exit code: 0 done, 1 failed, 2 used wrongly, 130 interrupted. It writes
+// errors to stderr.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	cmd := command()
 	cmd.SetArgs(args)
@@ -36,8 +38,13 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if next := errs.NextStep(err); next != "" {
 		fmt.Fprintln(stderr, next)
 	}
-	if ctx.Err() != nil {
+	var ours *errs.Error
+	switch {
+	case ctx.Err() != nil:
 		return 130
+	case !errors.As(err, &ours): // everything of ours is an *errs.Error: this came from reading the command line
+		fmt.Fprintln(stderr, "See holdfast-lab --help.")
+		return 2
 	}
 	return 1
 }

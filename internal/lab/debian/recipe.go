@@ -64,7 +64,7 @@ ExecStart=-/sbin/agetty --autologin root --noclear --noissue --nohostname --keep
 terminal_input serial
 terminal_output serial
 linux /vmlinuz root=LABEL=` + label + ` rw console=ttyS0,115200 quiet panic=-1 mitigations=off nokaslr ` +
-		`random.trust_cpu=on fsck.mode=skip systemd.show_status=0
+		`random.trust_cpu=on tsc=reliable no_timer_check rcupdate.rcu_expedited=1 fsck.mode=skip systemd.show_status=0
 initrd /initrd.img
 boot
 `,

@@ -136,6 +136,7 @@ func (m *mover) copyBase(ctx context.Context) error {
 
 // mirror copies what lies above the base until both sides are equal, and changes over.
 func (m *mover) mirror(ctx context.Context) error {
+	m.opts.Progress(MoveMirror, 0)
 	m.dest = FormatNode(fresh("moved"), "qcow2", FileNode(m.moved.Top))
 	m.dest["backing"] = FormatNode(fresh("moved-base"), m.base.Format(), FileNode(m.moved.Base))
 	if err := m.vm.qmp.Execute(ctx, "blockdev-add", m.dest, nil); err != nil {

@@ -45,8 +45,8 @@ func startDebian(ctx context.Context, t *testing.T, format, path string) *qemu.V
 	return vm
 }
 
-// counter appends 1, 2, 3 … to a file for as long as the machine runs.
-const counter = "(i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done >/srv/counter) & true"
+// counter appends 1, 2, 3 … to a file for as long as the machine runs, each number on the disk before the next.
+const counter = "( (i=0; while :; do i=$((i+1)); echo $i >>/srv/counter; sync -d /srv/counter; sleep 0.02; done) &)"
 
 // TestMoveDiskWhileTheGuestWrites moves a disk from one file to two others and proves that nothing written before,
 // during or after is lost, and that nothing of the source is open.

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -14,20 +13,21 @@ import (
 )
 
 func (p *play) initStore(ctx context.Context) (string, error) {
-	p.tell.say("HOLDFAST_STORE=%s and HOLDFAST_PASSPHRASE_FILE are set for all that follows.", p.holdfast.store)
-	return "ready", p.holdfast.run(ctx, nil, "init", p.holdfast.store, "--kit", p.holdfast.store+".kit")
+	p.tell.command([]string{"cd", p.opts.WorkDir}, "")
+	p.tell.command(append([]string{"export"}, environment...), "")
+	return "ready", p.holdfast.run(ctx, nil, "init", storeName, "--kit", storeName+".kit")
 }
 
 func (p *play) firstImport(ctx context.Context) (string, error) {
-	p.tell.say("%s is the disk of a real Debian 12 machine.", filepath.Base(p.image))
-	if _, err := p.tool(ctx, "qemu-img", "convert", "-O", "qcow2", p.opts.Disk, p.image); err != nil {
+	p.tell.say("%s is the disk of a real Debian 12 machine.", image)
+	if _, err := p.tool(ctx, "qemu-img", "convert", "-O", "qcow2", p.opts.Disk, image); err != nil {
 		return "", err
 	}
 	if err := p.importDisk(ctx, 0); err != nil {
 		return "", err
 	}
 	p.tell.say("From now on qemu notes in the image which ranges are written, as oVirt has it do for incremental backup.")
-	_, err := p.tool(ctx, "qemu-img", "bitmap", "--add", p.image, "holdfast-"+p.points[0].Point)
+	_, err := p.tool(ctx, "qemu-img", "bitmap", "--add", image, "holdfast-"+p.points[0].Point)
 	return p.imported(0), err
 }
 
@@ -48,28 +48,28 @@ func (p *play) secondImport(ctx context.Context) (string, error) {
 
 // importDisk imports the image, and holds the point's sum against qemu-img's view of the disk.
 func (p *play) importDisk(ctx context.Context, n int) error {
-	if err := p.holdfast.run(ctx, &p.points[n], "disk", "import", p.image, "--vm", machineName, "--disk", "0",
+	if err := p.holdfast.run(ctx, &p.points[n], "disk", "import", image, "--vm", machineName, "--disk", "0",
 		"--format", "qcow2"); err != nil {
 		return err
 	}
 	p.tell.say("Point %s.", p.points[n].Point)
-	raw := filepath.Join(p.opts.WorkDir, "reference.raw")
-	if _, err := p.tool(ctx, "qemu-img", "convert", "-O", "raw", p.image, raw); err != nil {
+	const raw = "reference.raw"
+	if _, err := p.tool(ctx, "qemu-img", "convert", "-O", "raw", image, raw); err != nil {
 		return err
 	}
 	sum, err := p.sum(ctx, raw)
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(raw); err != nil {
+	if err := os.Remove(p.path(raw)); err != nil {
 		return err
 	}
 	p.sums[n] = sum
 	return p.checkPoint(ctx, n)
 }
 
-// imported is the outcome of an import in one line. The ratio is of all disks that can be restored to all that is
-// stored for them.
+// imported is the outcome of an import in one line. The ratio is of the data of all points, each a full disk, to all
+// that is stored for them.
 func (p *play) imported(n int) string {
 	i := p.points[n]
 	stored := i.StoredBytes
@@ -80,7 +80,7 @@ func (p *play) imported(n int) string {
 	if info, err := os.Stat(p.opts.Disk); err == nil && stored > 0 {
 		ratio = fmt.Sprintf("%.1f", float64(n+1)*float64(info.Size())/float64(stored))
 	}
-	return fmt.Sprintf("read %s, new %s, stored %s; image files %s times the store", size(i.ReadBytes), size(i.NewBytes),
+	return fmt.Sprintf("read %s, new %s, stored %s; data to stored %s : 1 in all", size(i.ReadBytes), size(i.NewBytes),
 		size(i.StoredBytes), ratio)
 }
 
@@ -107,7 +107,7 @@ func (p *play) sum(ctx context.Context, file string) (string, error) {
 }
 
 func (p *play) changeMachine(ctx context.Context) (string, error) {
-	took, err := p.boot(ctx, qemu.FormatNode("disk", "qcow2", qemu.FileNode(p.image)))
+	took, err := p.boot(ctx, qemu.FormatNode("disk", "qcow2", qemu.FileNode(p.path(image))))
 	if err != nil {
 		return "", err
 	}

@@ -16,9 +16,19 @@ const stopGrace = 30 * time.Second
 
 // holdfast runs the command line.
 type holdfast struct {
-	bin, store, passphrase string
-	tell                   *narrator
+	bin  string // the program
+	dir  string // the work folder
+	tell *narrator
 }
+
+// The store and its passphrase, in the work folder.
+const (
+	storeName      = "store"
+	passphraseName = "passphrase"
+)
+
+// environment names the store once for all commands.
+var environment = []string{"HOLDFAST_STORE=" + storeName, "HOLDFAST_PASSPHRASE_FILE=" + passphraseName}
 
 // importDone is what `disk import -o json` prints.
 type importDone struct {
@@ -40,18 +50,15 @@ type point struct {
 	} `json:"disks"`
 }
 
-func (h *holdfast) environment() []string {
-	return []string{"HOLDFAST_STORE=" + h.store, "HOLDFAST_PASSPHRASE_FILE=" + h.passphrase}
-}
-
 // run runs a command to its end. What it prints is shown; with a result it is asked for JSON, which is decoded.
 func (h *holdfast) run(ctx context.Context, result any, args ...string) error {
 	if result != nil {
 		args = append(args, "-o", "json")
 	}
-	h.tell.command(append([]string{"holdfast"}, args...))
+	h.tell.command(append([]string{"holdfast"}, args...), "")
 	var out bytes.Buffer
-	spec := proc.Spec{Args: append([]string{h.bin}, args...), Env: h.environment(), Stderr: h.tell.quoted(), Stdout: &out}
+	spec := proc.Spec{Args: append([]string{h.bin}, args...), Dir: h.dir, Env: environment,
+		Stderr: h.tell.quoted(), Stdout: &out}
 	if result == nil {
 		spec.Stdout = h.tell.quoted()
 	}
@@ -80,11 +87,11 @@ type server struct {
 
 // start starts a command and waits for its first line.
 func (h *holdfast) start(ctx context.Context, args ...string) (*server, string, error) {
-	h.tell.command(append([]string{"holdfast"}, append(args, "&")...))
+	h.tell.command(append([]string{"holdfast"}, args...), " &")
 	s := &server{lines: make(chan string, 64)}
 	var err error
 	s.process, err = proc.Start(ctx, proc.Spec{
-		Args: append([]string{h.bin}, args...), Env: h.environment(),
+		Args: append([]string{h.bin}, args...), Dir: h.dir, Env: environment,
 		Stdout: &liner{lines: s.lines}, Stderr: h.tell.quoted(),
 	})
 	if err != nil {

@@ -73,17 +73,17 @@ func (p *play) guestStill(ctx context.Context) error {
 }
 
 func (p *play) moveAway(ctx context.Context) (string, error) {
-	p.tell.say("A counter runs in the machine and writes all the time.")
-	if _, err := p.guest(ctx, "(i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done >/srv/counter) & true"); err != nil {
+	p.tell.say("A counter runs in the machine and writes to the disk all the time.")
+	if _, err := p.guest(ctx, "( (i=0; while :; do i=$((i+1)); echo $i >>/srv/counter; sync -d /srv/counter; sleep 0.02; done) &)"); err != nil {
 		return "", err
 	}
-	dest := filepath.Join(p.opts.WorkDir, "production")
+	dest := p.path("production")
 	if err := os.Mkdir(dest, 0o755); err != nil {
 		return "", err
 	}
 	var last qemu.MoveStep
 	moved, err := qemu.MoveDisk(ctx, p.vm, qemu.MoveOptions{
-		SnapshotPath: filepath.Join(p.opts.WorkDir, "snapshot.qcow2"), DestDir: dest,
+		SnapshotPath: p.path("snapshot.qcow2"), DestDir: dest,
 		Progress: func(s qemu.MoveStep, _ float64) {
 			if s != last {
 				last = s
@@ -182,12 +182,12 @@ func (p *play) pointsUnchanged(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	return "both have the same SHA-256 as before", nil
+	return "what the session wrote was dropped with it; both have the same SHA-256 as before", nil
 }
 
 func (p *play) mountPoints(ctx context.Context) (string, error) {
-	dir := filepath.Join(p.opts.WorkDir, "mnt")
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	const dir = "mnt"
+	if err := os.Mkdir(p.path(dir), 0o755); err != nil {
 		return "", err
 	}
 	mount, line, err := p.holdfast.start(ctx, "mount", dir)
@@ -202,7 +202,7 @@ func (p *play) mountPoints(ctx context.Context) (string, error) {
 	if err := mount.interrupt(); err != nil {
 		return "", err
 	}
-	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(p.path(dir)); err != nil || len(left) > 0 {
 		return "", wrong("the folder after the unmount", "%d names, error %v", len(left), err)
 	}
 	return "both seen as raw and as qcow2; sums as before; unmounted by Ctrl-C", nil

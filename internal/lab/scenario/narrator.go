@@ -39,8 +39,8 @@ func (n *narrator) chapter(title string) {
 // say tells one short sentence.
 func (n *narrator) say(format string, args ...any) { n.printf("   "+format+"\n", args...) }
 
-// command shows a command line before it runs.
-func (n *narrator) command(args []string) {
+// command shows a command line before it runs. after is what a shell would have behind it.
+func (n *narrator) command(args []string, after string) {
 	words := make([]string, len(args))
 	for i, a := range args {
 		words[i] = a
@@ -48,7 +48,7 @@ func (n *narrator) command(args []string) {
 			words[i] = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
 		}
 	}
-	n.printf("   $ %s\n", strings.Join(words, " "))
+	n.printf("   $ %s%s\n", strings.Join(words, " "), after)
 }
 
 func (n *narrator) done(title, result string, took time.Duration) {

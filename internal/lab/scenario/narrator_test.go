@@ -5,18 +5,20 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
 func TestNarratorShowsCommandsSoThatTheyCanBeTyped(t *testing.T) {
 	var out bytes.Buffer
 	n := newNarrator(&out)
 	n.chapter("A beginning")
-	n.command([]string{"holdfast", "init", "/a b", "it's", ""})
+	n.command([]string{"holdfast", "init", "/a b", "it's", ""}, " &")
 	_, _ = n.quoted().Write([]byte("10 %\r20 %\r\n\nplain\nunfin"))
 	n.done("A beginning", "fine", 1500*time.Millisecond)
 	n.summary(2 * time.Second)
 	for _, want := range []string{
-		"1. A beginning\n", `$ holdfast init '/a b' 'it'\''s' ''`, "   | 20 %\n   | plain\n", "[1.5 s] fine", " 2.0 s",
+		"1. A beginning\n", `$ holdfast init '/a b' 'it'\''s' '' &`, "   | 20 %\n   | plain\n", "[1.5 s] fine", " 2.0 s",
 	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, out.String())
@@ -44,5 +46,12 @@ func TestSizesForPeople(t *testing.T) {
 		if got := size(n); got != want {
 			t.Errorf("%d gives %q, want %q", n, got, want)
 		}
+	}
+}
+
+func TestWithoutTheProgramNothingStarts(t *testing.T) {
+	_, err := newPlay(Options{BinDir: t.TempDir(), WorkDir: t.TempDir()})
+	if !errs.Is(err, errs.NotFound) || !strings.Contains(errs.NextStep(err), "make build") {
+		t.Errorf("error %v, next step %q", err, errs.NextStep(err))
 	}
 }

@@ -11,6 +11,7 @@
 package scenario
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -35,6 +36,8 @@ type Options struct {
 const (
 	// machineName is the machine's name in the store.
 	machineName = "web1"
+	// image is the machine's own disk, in the work folder.
+	image = machineName + ".qcow2"
 	// serveAt is where the backup is served. Port 2049 is free: the network is our own.
 	serveAt = "127.0.0.1:2049"
 	// bootWithin is how long a machine may take to its prompt. It takes a tenth of that on an idle machine.
@@ -49,7 +52,6 @@ type play struct {
 	tell     *narrator
 	holdfast *holdfast
 
-	image  string        // the machine's own disk, qcow2
 	sums   [2]string     // SHA-256 of the disk at each point, by qemu-img
 	points [2]importDone // the points, oldest first
 
@@ -148,18 +150,23 @@ func newPlay(opts Options) (*play, error) {
 		return nil, errs.Wrap("write", passphrase, err)
 	}
 	tell := newNarrator(opts.Out)
-	return &play{
-		opts: opts, tell: tell, image: filepath.Join(work, machineName+".qcow2"),
-		holdfast: &holdfast{bin: bin, tell: tell, store: filepath.Join(work, "store"), passphrase: passphrase},
-	}, nil
+	return &play{opts: opts, tell: tell, holdfast: &holdfast{bin: bin, dir: work, tell: tell}}, nil
 }
 
-// tool runs one of qemu's or the system's programs, shown to the reader.
+// tool runs one of qemu's or the system's programs in the work folder, shown to the reader.
 func (p *play) tool(ctx context.Context, args ...string) (string, error) {
-	p.tell.command(args)
-	out, err := proc.Run(ctx, args...)
-	return string(out), err
+	p.tell.command(args, "")
+	var out bytes.Buffer
+	process, err := proc.Start(ctx, proc.Spec{Args: args, Dir: p.opts.WorkDir, Stdout: &out})
+	if err != nil {
+		return "", err
+	}
+	<-process.Done()
+	return out.String(), process.Wait(ctx)
 }
+
+// path is where a file of the work folder lies, for those who do not work in it.
+func (p *play) path(name string) string { return filepath.Join(p.opts.WorkDir, name) }
 
 // wrong is the error of something that is not as it should be.
 func wrong(what, format string, args ...any) error {
