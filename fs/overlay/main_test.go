@@ -6,7 +6,10 @@ import (
 	"testing"
 )
 
-var seedFlag = flag.Uint64("overlay.seed", 0, "run seeded tests with this seed only")
+var (
+	seedFlag   = flag.Uint64("overlay.seed", 0, "run seeded tests with this seed only")
+	roundsFlag = flag.Uint("overlay.rounds", 8, "operation logs that TestCrashAtEverySync runs")
+)
 
 // firstSeed returns the seed of the command line, else def.
 func firstSeed(def uint64) uint64 {

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 
 	"github.com/holdfast-backup/holdfast/internal/disk"
+	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
 // The stories here are sequences that the seeded logs meet too seldom; each was a line that could be taken out of the
@@ -118,6 +121,102 @@ func TestPunchSparesAWriter(t *testing.T) {
 	wantAt(t, d.Disk, base, 0, "new")
 }
 
+// TestGrowersDoNotCleanEachOther: one writer appends to the last block, another one far behind it, and the bytes past
+// the end have to be zeroed by whoever comes first: never after the other one has written there.
+func TestGrowersDoNotCleanEachOther(t *testing.T) {
+	base := memBase{nil}
+	for range 300 {
+		d := disk.NewCrash()
+		o, err := Create(ctx, d, "/o", base, Options{Identity: "b"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := o.WriteAt(ctx, []byte("start"), 0, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := o.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if o, err = Open(ctx, d, "/o", base, Options{Identity: "b"}); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		begin := make(chan struct{})
+		for _, off := range []int64{5, 3 * blockSize, 5 * blockSize} {
+			wg.Go(func() {
+				<-begin
+				if err := o.WriteAt(ctx, []byte("grown"), off, false); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		o.ranges.lock(span{0, 1}) // all of them get as far as they can before the first one goes on
+		close(begin)
+		for range 50 {
+			runtime.Gosched()
+		}
+		o.ranges.unlock(span{0, 1})
+		wg.Wait()
+		for _, off := range []int64{5, 3 * blockSize, 5 * blockSize} {
+			got := make([]byte, 5)
+			if _, err := o.ReadAt(ctx, got, off); err != nil || string(got) != "grown" {
+				t.Fatalf("at %d: %q, %v", off, got, err)
+			}
+		}
+		if err := o.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestRemoveInSteps: a removal that is cut short at any operation, with or without a power cut, leaves what a second
+// Remove takes away and what Create accepts, or the whole overlay.
+func TestRemoveInSteps(t *testing.T) {
+	base := memBase{make([]byte, 10*blockSize)}
+	for n := 0; ; n++ {
+		c := disk.NewCrash()
+		o, err := Create(ctx, c, "/o", base, Options{Identity: "b", SegmentBytes: blockSize})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := o.WriteAt(ctx, make([]byte, 3*blockSize), 0, true); err != nil {
+			t.Fatal(err)
+		}
+		if err := o.Close(); err != nil {
+			t.Fatal(err)
+		}
+		f := disk.NewFaulty(c, n, syscall.EIO).Forever()
+		err = Remove(f, "/o")
+		if f.Ops() <= n {
+			if err != nil || n < 8 {
+				t.Errorf("%d operations: %v", n, err)
+			}
+			return
+		}
+		if err == nil {
+			t.Errorf("operation %d failed and nobody says so", n)
+		}
+		for s := range uint64(5) {
+			left := c.Clone(s)
+			o, err := Open(ctx, left, "/o", base, Options{Identity: "b"})
+			if errs.Is(err, errs.NotFound) {
+				o, err = Create(ctx, left, "/o", base, Options{Identity: "b"})
+			}
+			if err != nil {
+				t.Fatalf("operation %d, cut %d: %v", n, s, err)
+			}
+			if err := o.Close(); err != nil {
+				t.Error(err)
+			}
+			for range 2 {
+				if err := Remove(left, "/o"); err != nil {
+					t.Errorf("operation %d, cut %d, once more: %v", n, s, err)
+				}
+			}
+		}
+	}
+}
+
 // TestUnstableBacklogIsBounded: writes that nobody commits do not pile up changes of the map without end.
 func TestUnstableBacklogIsBounded(t *testing.T) {
 	o, err := Create(ctx, disk.NewCrash(), "/o", memBase{make([]byte, 1)}, Options{Identity: "b"})
@@ -139,6 +238,8 @@ func TestUnstableBacklogIsBounded(t *testing.T) {
 	if err := o.Commit(ctx); err != nil {
 		t.Fatal(err)
 	}
+	o.mu.RLock()
+	defer o.mu.RUnlock()
 	if len(o.pending) != 0 {
 		t.Errorf("%d changes wait after a commit", len(o.pending))
 	}
