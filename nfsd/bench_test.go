@@ -131,9 +131,12 @@ func benchmarks(b *testing.B, addr string, fh []byte) {
 	}
 }
 
+func benchTree() fs.Tree {
+	return fs.NewStatic(fs.NewStaticDir(1, time.Unix(1, 0), fs.Entry{Name: "file", Node: &flat{pattern(benchSize, 1)}}), nil)
+}
+
 func BenchmarkServer(b *testing.B) {
-	tree := fs.NewStatic(fs.NewStaticDir(1, time.Unix(1, 0), fs.Entry{Name: "file", Node: &flat{pattern(benchSize, 1)}}), nil)
-	s := start(b, nfsd.Options{}, tree)
+	s := start(b, nfsd.Options{}, benchTree())
 	_, _, file := mounted(b, s)
 	benchmarks(b, s.addr, file)
 }
