@@ -2,7 +2,6 @@ package fuse
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -406,9 +405,8 @@ func TestReadOnlyTreesAndMounts(t *testing.T) {
 		case "setattr", "write", "create", "mkdir", "symlink", "link", "remove", "rmdir", "rename":
 			changes.Add(1)
 		}
-		return errors.ErrUnsupported
+		return nil
 	})
-	m.SetHook(nil)
 	use(t, show(t, Options{Tree: m, ReadOnly: true}).Dir(), "refused")
 	if n := changes.Load(); n != 0 {
 		t.Errorf("%d changes reached the tree", n)

@@ -35,10 +35,10 @@ func (d *node) Lookup(ctx context.Context, name string, out *gofuse.EntryOut) (*
 		return nil, syscall.ENOTDIR
 	}
 	if err := fs.CheckName(name); err != nil {
-		return nil, d.view.errno(ctx, "lookup", d.n.ID(), err)
+		return nil, d.view.errno("lookup", d.n.ID(), err)
 	}
 	var n fs.Node
-	errno := d.view.again(ctx, "lookup", d.n.ID(), func() (err error) {
+	errno := d.view.again(ctx, "lookup", d.n.ID(), func(ctx context.Context) (err error) {
 		n, err = dir.Lookup(ctx, name)
 		return err
 	})
@@ -108,7 +108,7 @@ func (l *listing) Readdirent(ctx context.Context) (*gofuse.DirEntry, syscall.Err
 }
 
 func (l *listing) fetch(ctx context.Context) syscall.Errno {
-	errno := l.parent.view.again(ctx, "readdir", l.dir.ID(), func() error {
+	errno := l.parent.view.again(ctx, "readdir", l.dir.ID(), func(ctx context.Context) error {
 		l.ahead = l.ahead[:0]
 		return l.dir.List(ctx, l.after-dots, func(e fs.Entry) bool {
 			l.ahead = append(l.ahead, e)
@@ -159,6 +159,8 @@ func (d *node) Create(
 	if errno != 0 {
 		return nil, nil, 0, errno
 	}
+	ctx, cancel := d.view.whole(ctx)
+	defer cancel()
 	// The kernel believes that the name is free. If another protocol was faster, the file is opened as it is: an
 	// unchecked create would give it our mode bits.
 	f, err := m.Create(ctx, name, fs.CreateGuarded, fs.SetAttr{Perm: new(mode & 0o7777)}, [8]byte{})
@@ -169,7 +171,7 @@ func (d *node) Create(
 		}
 		f, err = m.Create(ctx, name, fs.CreateUnchecked, set, [8]byte{})
 	}
-	if errno := d.view.errno(ctx, "create", d.n.ID(), err); errno != 0 {
+	if errno := d.view.errno("create", d.n.ID(), err); errno != 0 {
 		return nil, nil, 0, errno
 	}
 	inode, errno := d.child(ctx, "create", f, out)
@@ -186,8 +188,10 @@ func (d *node) Mkdir(ctx context.Context, name string, mode uint32, out *gofuse.
 	if errno != 0 {
 		return nil, errno
 	}
+	ctx, cancel := d.view.whole(ctx)
+	defer cancel()
 	sub, err := m.Mkdir(ctx, name, fs.SetAttr{Perm: new(mode & 0o7777)})
-	if errno := d.view.errno(ctx, "mkdir", d.n.ID(), err); errno != 0 {
+	if errno := d.view.errno("mkdir", d.n.ID(), err); errno != 0 {
 		return nil, errno
 	}
 	return d.child(ctx, "mkdir", sub, out)
@@ -201,8 +205,10 @@ func (d *node) Symlink(
 	if errno != 0 {
 		return nil, errno
 	}
+	ctx, cancel := d.view.whole(ctx)
+	defer cancel()
 	l, err := m.Symlink(ctx, name, target, fs.SetAttr{})
-	if errno := d.view.errno(ctx, "symlink", d.n.ID(), err); errno != 0 {
+	if errno := d.view.errno("symlink", d.n.ID(), err); errno != 0 {
 		return nil, errno
 	}
 	return d.child(ctx, "symlink", l, out)
@@ -216,8 +222,10 @@ func (d *node) Link(
 	if errno != 0 {
 		return nil, errno
 	}
+	ctx, cancel := d.view.whole(ctx)
+	defer cancel()
 	t := target.(*node) // this package makes no other kind
-	if errno := d.view.errno(ctx, "link", d.n.ID(), m.Link(ctx, t.n, name)); errno != 0 {
+	if errno := d.view.errno("link", d.n.ID(), m.Link(ctx, t.n, name)); errno != 0 {
 		return nil, errno
 	}
 	return d.child(ctx, "link", t.n, out)
@@ -229,7 +237,9 @@ func (d *node) Unlink(ctx context.Context, name string) syscall.Errno {
 	if errno != 0 {
 		return errno
 	}
-	return d.view.errno(ctx, "unlink", d.n.ID(), r.Remove(ctx, name))
+	ctx, cancel := d.view.whole(ctx)
+	defer cancel()
+	return d.view.errno("unlink", d.n.ID(), r.Remove(ctx, name))
 }
 
 // Rmdir implements gofs.NodeRmdirer.
@@ -238,7 +248,9 @@ func (d *node) Rmdir(ctx context.Context, name string) syscall.Errno {
 	if errno != 0 {
 		return errno
 	}
-	return d.view.errno(ctx, "rmdir", d.n.ID(), r.RemoveDir(ctx, name))
+	ctx, cancel := d.view.whole(ctx)
+	defer cancel()
+	return d.view.errno("rmdir", d.n.ID(), r.RemoveDir(ctx, name))
 }
 
 // Rename implements gofs.NodeRenamer. Exchanging two names is not something a tree can do. That a target is missing
@@ -251,6 +263,8 @@ func (d *node) Rename(
 	if errno != 0 {
 		return errno
 	}
+	ctx, cancel := d.view.whole(ctx)
+	defer cancel()
 	to, ok := parent.(*node).n.(fs.Dir)
 	if !ok {
 		return syscall.ENOTDIR
@@ -263,10 +277,10 @@ func (d *node) Rename(
 			return syscall.EEXIST
 		}
 		if fs.StatusOf(err) != fs.StatusNotFound {
-			return d.view.errno(ctx, "rename", d.n.ID(), err)
+			return d.view.errno("rename", d.n.ID(), err)
 		}
 	default:
 		return syscall.EINVAL
 	}
-	return d.view.errno(ctx, "rename", d.n.ID(), r.Rename(ctx, name, to, newName))
+	return d.view.errno("rename", d.n.ID(), r.Rename(ctx, name, to, newName))
 }

@@ -45,6 +45,11 @@ const (
 	lastPause  = time.Second
 )
 
+// interruptGrace is how long an operation may still take after its caller was interrupted. Most signals mean nothing for
+// a read (Go programs get some by the hundred, a progress timer sends others), and programs do not expect EINTR from a
+// file; a caller that was killed must not hang for long either.
+const interruptGrace = time.Second
+
 // view is what all nodes of a mount share.
 type view struct {
 	tree       fs.Tree
@@ -55,16 +60,9 @@ type view struct {
 	faults     throttle
 }
 
-// errno translates what a change of names answered.
-func (v *view) errno(ctx context.Context, op string, id fs.ID, err error) syscall.Errno {
-	s := fs.StatusOf(err)
-	if s == fs.StatusOK {
-		return 0
-	}
-	if ctx.Err() != nil && s == fs.StatusDelay {
-		return syscall.EINTR
-	}
-	e := errnos[s]
+// errno translates what the tree answered.
+func (v *view) errno(op string, id fs.ID, err error) syscall.Errno {
+	e := errnos[fs.StatusOf(err)]
 	if e == syscall.EIO { // a program is told no more than "input/output error", so the reason must not be lost
 		if ok, left := v.faults.pass(time.Now()); ok {
 			v.log.Error("a request failed", "op", op, "node", uint64(id), "err", err, "suppressed", left)
@@ -73,12 +71,18 @@ func (v *view) errno(ctx context.Context, op string, id fs.ID, err error) syscal
 	return e
 }
 
-// again runs f, which can be repeated without harm, until it answers something else than fs.StatusDelay, the request is
-// interrupted, or the delay limit passes.
-func (v *view) again(ctx context.Context, op string, id fs.ID, f func() error) syscall.Errno {
-	err := f()
+// whole returns the context for a change of names. It does not end by an interruption: nobody could tell whether the
+// change was made.
+func (v *view) whole(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), v.delayLimit)
+}
+
+// again runs f, which can be repeated without harm, until it answers something else than fs.StatusDelay or the delay
+// limit passes. An interruption ends the try that runs; one more decides.
+func (v *view) again(ctx context.Context, op string, id fs.ID, f func(context.Context) error) syscall.Errno {
+	err := f(ctx)
 	if fs.StatusOf(err) != fs.StatusDelay {
-		return v.errno(ctx, op, id, err)
+		return v.errno(op, id, err)
 	}
 	limit := time.NewTimer(v.delayLimit)
 	defer limit.Stop()
@@ -87,15 +91,26 @@ func (v *view) again(ctx context.Context, op string, id fs.ID, f func() error) s
 		select {
 		case <-ctx.Done():
 			wait.Stop()
-			return syscall.EINTR
+			return v.lastTry(ctx, op, id, f)
 		case <-limit.C:
 			wait.Stop()
-			return v.errno(ctx, op, id, err)
+			return v.errno(op, id, err)
 		case <-wait.C:
 		}
-		err = f()
+		err = f(ctx)
 	}
-	return v.errno(ctx, op, id, err)
+	return v.errno(op, id, err)
+}
+
+// lastTry answers an interrupted request: with the truth if that can be had soon, else with EINTR.
+func (v *view) lastTry(ctx context.Context, op string, id fs.ID, f func(context.Context) error) syscall.Errno {
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), interruptGrace)
+	defer cancel()
+	err := f(grace)
+	if fs.StatusOf(err) == fs.StatusDelay {
+		return syscall.EINTR
+	}
+	return v.errno(op, id, err)
 }
 
 // throttle lets one message a second through: a reader that runs over a damaged image asks thousands of times.

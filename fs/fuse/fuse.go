@@ -9,9 +9,10 @@
 //
 //  1. Inode numbers are fs.IDs. Owner, mode bits and used space are what the tree says, nothing is made up.
 //  2. A status becomes an errno by one table. fs.StatusDelay has no errno that programs understand, so operations that
-//     change no name are repeated until Options.DelayLimit, then fail with EIO; a caller that is interrupted gets EINTR
-//     at once, and the context of the call into the tree ends. The kernel tells of an interruption only for what a
-//     program itself waits for: a buffered read goes on behind it as read-ahead, and only the program is let go.
+//     change no name are repeated until Options.DelayLimit, then fail with EIO. An interruption of the caller ends the
+//     context of the call into the tree; one more try of at most a second decides between the answer and EINTR, since
+//     most signals mean nothing for a read. A change of names is never interrupted. The kernel tells of an interruption
+//     only for what a program itself waits for: a buffered read goes on as read-ahead, and only the program is let go.
 //  3. A write is durable after fsync, or at once when the file was opened with O_SYNC or O_DSYNC. Names are durable when
 //     the call returns: the tree promises that.
 //  4. Nothing outside the tree decides what is read-only: a node without the interface for a change answers EROFS.
@@ -27,13 +28,12 @@
 //
 // Concurrency: the kernel's requests run concurrently, each in its own goroutine, at most 64 in the background.
 //
-// Tests run the real kernel against the tree of fs/fstest. Whatever touches the mount runs in a child process (see
-// https://github.com/hanwen/go-fuse/blob/v2.12.1/fs/api.go, "Deadlocks").
+// Tests run the real kernel against the tree of fs/fstest, in a mount namespace of their own. Whatever touches the mount
+// runs in a child process (see https://github.com/hanwen/go-fuse/blob/v2.12.1/fs/api.go, "Deadlocks").
 package fuse
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"os"
 	"runtime/debug"
@@ -175,6 +175,7 @@ func newServer(dir string, o Options) (*gofuse.Server, error) {
 		AllowOther: o.AllowOther, DirectMountStrict: isRoot(), DirectMountFlags: flags,
 		MaxWrite: maxRequestBytes, MaxReadAhead: maxRequestBytes, MaxBackground: maxBackground,
 		MaxInflightRequestBytes: maxInflightBytes, DisableXAttrs: true, EnableSymlinkCaching: o.ImmutableTree,
+		DisableSplice: true, // our bytes lie in memory; a reply of 1 MiB does not fit into a pipe and logs that each time
 		// Files that are not cached can still be mapped. Not CAP_ASYNC_DIO, though it is faster above 1 MiB: a program
 		// then waits where not even SIGKILL reaches it.
 		ExtraCapabilities: gofuse.CAP_DIRECT_IO_ALLOW_MMAP,
@@ -196,48 +197,54 @@ func panicked(o Options, value any) gofuse.Status {
 // Dir returns the folder, absolute.
 func (m *Mount) Dir() string { return m.dir }
 
-// Done is closed when the last request is answered: the tree is unmounted and nobody has a file of it open.
+// Done is closed when the last request is answered: the tree is unmounted, in every mount namespace, and nobody has a file
+// of it open. A process that ends before cuts those off who still use it.
 func (m *Mount) Done() <-chan struct{} { return m.done }
 
 // Wait waits for Done.
 func (m *Mount) Wait() { <-m.done }
 
-var _ io.Closer = (*Mount)(nil)
-
-// Close is Unmount.
-func (m *Mount) Close() error { return m.Unmount() }
-
 // cleanTries and cleanPause give programs that are just closing their files the time to do so.
 const (
 	cleanTries = 5
 	cleanPause = 20 * time.Millisecond
+	settleTime = 3 * time.Second
 )
 
-// Unmount takes the tree away from its folder. While somebody uses it, it does so lazily and logs that: the folder is free
-// on return, Done follows when the last file is closed. On a mount that is gone it does nothing.
+// Unmount takes the tree away from its folder. While somebody uses it, it does so lazily and logs that: the folder is
+// free on return, Done follows when the last file is closed. On a mount that is gone it does nothing.
 func (m *Mount) Unmount() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var err error
+	var busy error
 	for try := range cleanTries {
-		if mine, _ := m.mine(); !mine {
-			return nil
+		mine, err := m.mine()
+		if err != nil || !mine {
+			return errs.Wrap("unmount", m.dir, err)
 		}
-		if err = unmount(m.dir, false); err == nil {
-			m.Wait()
-			m.log.Info("unmounted", "op", "unmount")
+		if busy = unmount(m.dir, false); busy == nil {
+			m.settle()
 			return nil
 		}
 		time.Sleep(cleanPause << try)
 	}
-	if mine, _ := m.mine(); !mine {
-		return nil
-	}
-	m.log.Warn("still in use: unmounting lazily", "op", "unmount", "err", err)
-	if err := unmount(m.dir, true); err != nil {
+	mine, err := m.mine()
+	if err != nil || !mine {
 		return errs.Wrap("unmount", m.dir, err)
 	}
-	return nil
+	m.log.Warn("still in use: unmounting lazily", "op", "unmount", "err", busy)
+	return errs.Wrap("unmount", m.dir, unmount(m.dir, true))
+}
+
+// settle waits for the last answers after a clean unmount. A mount namespace that was made while the mount was there (a
+// container's, a service's) may hold a copy of it: its users are served until that ends, and are not waited for.
+func (m *Mount) settle() {
+	select {
+	case <-m.done:
+		m.log.Info("unmounted", "op", "unmount")
+	case <-time.After(settleTime):
+		m.log.Warn("unmounted, but another mount namespace still holds a copy", "op", "unmount")
+	}
 }
 
 // mine tells whether the topmost mount at the folder is this one.

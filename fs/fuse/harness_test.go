@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,8 +40,36 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	case "serve":
 		serve(role[1])
+	case "inside":
+		must(os.Unsetenv(roleEnv))
+	default:
+		if os.Geteuid() == 0 {
+			goInside()
+		}
 	}
 	os.Exit(m.Run())
+}
+
+// goInside runs the tests once more in a mount namespace of their own. Nothing they leave then stays on the machine, and
+// no namespace that another program makes meanwhile copies a mount of theirs, which would keep it alive. It returns when
+// namespaces are not to be had.
+func goInside() {
+	runtime.LockOSThread() // the child is told when this thread ends
+	cmd := exec.Command(os.Args[0], os.Args[1:]...)
+	cmd.Env = append(os.Environ(), roleEnv+"=inside")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	if cmd.Start() != nil {
+		return
+	}
+	_ = cmd.Wait() // its exit code says it
+	os.Exit(cmd.ProcessState.ExitCode())
+}
+
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
 }
 
 // client is the process that uses a mount.
@@ -53,9 +82,10 @@ type client struct {
 // clients are what a client can do, by name.
 var clients = map[string]func(*client){
 	"walk": walkClient, "extents": extentsClient, "reads": readsClient, "direct": directClient,
-	"change": changeClient, "write": writeClient, "list": listClient, "statfs": statfsClient, "errnos": errnosClient,
-	"fill": fillClient, "refused": refusedClient, "slow": slowClient, "interrupt": interruptClient, "hang": hangClient, "busy": busyClient,
-	"access": accessClient, "stat": statClient, "hello": helloClient, "bench": benchClient, "map": mapClient,
+	"change": changeClient, "write": writeClient, "list": listClient, "statfs": statfsClient,
+	"errnos": errnosClient, "fill": fillClient, "refused": refusedClient, "slow": slowClient,
+	"interrupt": interruptClient, "hang": hangClient, "busy": busyClient, "access": accessClient,
+	"stat": statClient, "elsewhere": elsewhereClient, "hello": helloClient, "bench": benchClient, "map": mapClient,
 }
 
 func (c *client) path(name string) string { return filepath.Join(c.dir, name) }
@@ -165,10 +195,16 @@ type process struct {
 // start begins a client or server; it is killed after a minute, so that nothing hangs.
 func start(t testing.TB, role ...string) *process {
 	t.Helper()
+	return startWith(t, nil, role...)
+}
+
+func startWith(t testing.TB, attr *syscall.SysProcAttr, role ...string) *process {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	p := &process{t: t, end: cancel, cmd: exec.CommandContext(ctx, os.Args[0], "-test.run=^$")}
-	p.cmd.Env = append(os.Environ(), roleEnv+"="+strings.Join(role, "\x1f"))
-	p.cmd.Stderr = &p.err
+	p.cmd.Env = append(os.Environ(), roleEnv+"="+strings.Join(role, "\x1f"),
+		"GORACE=atexit_sleep_ms=0") // the race detector sleeps a second at every exit
+	p.cmd.Stderr, p.cmd.SysProcAttr = &p.err, attr
 	var err error
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
@@ -237,9 +273,7 @@ func serve(dir string) {
 		}
 	}
 	if uid, err := strconv.Atoi(os.Getenv(uidEnv)); err == nil {
-		if err := syscall.Setresuid(uid, uid, uid); err != nil {
-			panic(err)
-		}
+		must(syscall.Setresuid(uid, uid, uid))
 	}
 	mount, err := New(context.Background(), Options{Tree: m, Dir: dir})
 	if err != nil {
@@ -248,9 +282,7 @@ func serve(dir string) {
 	}
 	fmt.Println("ready")
 	_, _ = io.Copy(io.Discard, os.Stdin)
-	if err := mount.Unmount(); err != nil {
-		panic(err)
-	}
+	must(mount.Unmount())
 	os.Exit(0)
 }
 

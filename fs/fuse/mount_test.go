@@ -35,7 +35,7 @@ func TestUnmountClean(t *testing.T) {
 	if at, err := topMount(mount.Dir()); at.ours() || err != nil {
 		t.Errorf("still in the mount table: %+v, %v", at, err)
 	}
-	if err := mount.Close(); err != nil {
+	if err := mount.Unmount(); err != nil {
 		t.Errorf("a second unmount: %v", err)
 	}
 	mount.Wait()
@@ -87,6 +87,42 @@ func TestUnmountWhileBusy(t *testing.T) {
 	case <-mount.Done():
 	case <-time.After(10 * time.Second):
 		t.Error("the last file is closed, and the mount is still served")
+	}
+}
+
+// elsewhereClient lives in a mount namespace of its own, which has a copy of the mount.
+func elsewhereClient(c *client) {
+	fmt.Println("ready")
+	c.wait()
+	_, err := os.ReadFile(c.path("pattern"))
+	c.must("read the copy", err)
+}
+
+func TestUnmountWithACopyElsewhere(t *testing.T) {
+	mount := show(t, Options{Tree: onePattern()})
+	attr := &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	other := startWith(t, attr, "client", "elsewhere", mount.Dir())
+	other.line()
+	begun := time.Now()
+	if err := mount.Unmount(); err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Since(begun); d > 3*settleTime {
+		t.Errorf("the unmount took %v", d)
+	}
+	select {
+	case <-mount.Done():
+		t.Error("the copy is not served any more")
+	default:
+	}
+	if _, err := io.WriteString(other.in, "\n"); err != nil {
+		t.Fatal(err)
+	}
+	other.finish()
+	select {
+	case <-mount.Done():
+	case <-time.After(10 * time.Second):
+		t.Error("the last namespace is gone, and the mount is still served")
 	}
 }
 

@@ -43,7 +43,7 @@ type handle struct {
 // child returns the inode for a node of the tree, the known one if there is one, and fills in its attributes.
 func (d *node) child(ctx context.Context, op string, n fs.Node, out *gofuse.EntryOut) (*gofs.Inode, syscall.Errno) {
 	var a fs.Attr
-	errno := d.view.again(ctx, op, n.ID(), func() (err error) {
+	errno := d.view.again(ctx, op, n.ID(), func(ctx context.Context) (err error) {
 		a, err = n.Attr(ctx)
 		return err
 	})
@@ -52,7 +52,7 @@ func (d *node) child(ctx context.Context, op string, n fs.Node, out *gofuse.Entr
 	}
 	stable := gofs.StableAttr{Mode: fileType(a.Kind), Ino: uint64(n.ID())}
 	if stable.Reserved() {
-		return nil, d.view.errno(ctx, op, n.ID(), fs.StatusServerFault) // one ID in 2^64 that go-fuse keeps for itself
+		return nil, d.view.errno(op, n.ID(), fs.StatusServerFault) // one ID in 2^64 that go-fuse keeps for itself
 	}
 	fill(&out.Attr, a)
 	return d.NewInode(ctx, &node{view: d.view, n: n}, stable), 0
@@ -94,7 +94,7 @@ func fill(out *gofuse.Attr, a fs.Attr) {
 
 // Getattr implements gofs.NodeGetattrer.
 func (d *node) Getattr(ctx context.Context, _ gofs.FileHandle, out *gofuse.AttrOut) syscall.Errno {
-	return d.view.again(ctx, "stat", d.n.ID(), func() error {
+	return d.view.again(ctx, "stat", d.n.ID(), func(ctx context.Context) error {
 		a, err := d.n.Attr(ctx)
 		if err == nil {
 			fill(&out.Attr, a)
@@ -137,7 +137,7 @@ func (d *node) Setattr(
 	if v, ok := in.GetMTime(); ok {
 		set.Mtime = &v
 	}
-	return d.view.again(ctx, "setattr", d.n.ID(), func() error {
+	return d.view.again(ctx, "setattr", d.n.ID(), func(ctx context.Context) error {
 		a, err := setter.SetAttr(ctx, set, nil)
 		if err == nil {
 			fill(&out.Attr, a)
@@ -149,7 +149,7 @@ func (d *node) Setattr(
 
 // Statfs implements gofs.NodeStatfser.
 func (d *node) Statfs(ctx context.Context, out *gofuse.StatfsOut) syscall.Errno {
-	return d.view.again(ctx, "statfs", d.n.ID(), func() error {
+	return d.view.again(ctx, "statfs", d.n.ID(), func(ctx context.Context) error {
 		s, err := d.view.tree.Space(ctx)
 		if err != nil {
 			return err
@@ -169,7 +169,7 @@ func (d *node) Readlink(ctx context.Context) (target []byte, _ syscall.Errno) {
 	if !ok {
 		return nil, syscall.EINVAL
 	}
-	errno := d.view.again(ctx, "readlink", d.n.ID(), func() error {
+	errno := d.view.again(ctx, "readlink", d.n.ID(), func(ctx context.Context) error {
 		s, err := l.Readlink(ctx)
 		target = []byte(s)
 		return err
@@ -210,7 +210,7 @@ func (d *node) Read(
 		return nil, syscall.EISDIR
 	}
 	n := 0
-	errno := d.view.again(ctx, "read", d.n.ID(), func() (err error) {
+	errno := d.view.again(ctx, "read", d.n.ID(), func(ctx context.Context) (err error) {
 		n, err = f.ReadAt(ctx, dest, off)
 		if err == nil && n < len(dest) {
 			// The kernel would fill up with zeros: a wrong answer that looks right.
@@ -231,7 +231,7 @@ func (d *node) Write(ctx context.Context, f gofs.FileHandle, data []byte, off in
 		return 0, syscall.EROFS
 	}
 	h, _ := f.(*handle)
-	errno := d.view.again(ctx, "write", d.n.ID(), func() error {
+	errno := d.view.again(ctx, "write", d.n.ID(), func(ctx context.Context) error {
 		return w.WriteAt(ctx, data, off, h != nil && h.stable)
 	})
 	if errno != 0 {
@@ -246,7 +246,7 @@ func (d *node) Fsync(ctx context.Context, _ gofs.FileHandle, _ uint32) syscall.E
 	if !ok || d.view.readOnly {
 		return 0
 	}
-	return d.view.again(ctx, "fsync", d.n.ID(), func() error { return w.Commit(ctx) })
+	return d.view.again(ctx, "fsync", d.n.ID(), func(ctx context.Context) error { return w.Commit(ctx) })
 }
 
 // Lseek implements gofs.NodeLseeker; the kernel asks for SEEK_DATA and SEEK_HOLE only.
@@ -258,7 +258,7 @@ func (d *node) Lseek(ctx context.Context, _ gofs.FileHandle, off uint64, whence 
 		return 0, syscall.ENXIO
 	}
 	at, size := int64(0), int64(0)
-	errno := d.view.again(ctx, "seek", d.n.ID(), func() error {
+	errno := d.view.again(ctx, "seek", d.n.ID(), func(ctx context.Context) error {
 		a, err := d.n.Attr(ctx)
 		if err != nil {
 			return err

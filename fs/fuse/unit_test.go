@@ -35,24 +35,16 @@ func TestErrnoOfKinds(t *testing.T) {
 		errs.Corrupt: syscall.EIO, errs.Bug: syscall.EIO, errs.NoSpace: syscall.ENOSPC, errs.Denied: syscall.EACCES,
 		errs.NotFound: syscall.ENOENT, errs.Unsupported: syscall.EOPNOTSUPP,
 	} {
-		if got := quiet().errno(t.Context(), "x", 1, errs.New("x", "", kind, nil)); got != want {
+		if got := quiet().errno("x", 1, errs.New("x", "", kind, nil)); got != want {
 			t.Errorf("%v: %v, want %v", kind, got, want)
 		}
-	}
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	if got := quiet().errno(ended, "x", 1, context.Canceled); got != syscall.EINTR {
-		t.Errorf("an interrupted request: %v", got)
-	}
-	if got := quiet().errno(ended, "x", 1, fs.StatusNoSpace); got != syscall.ENOSPC {
-		t.Errorf("a failure that came before the interruption: %v", got)
 	}
 }
 
 func TestAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun, tries := time.Now(), 0
-		errno := quiet().again(t.Context(), "x", 1, func() error {
+		errno := quiet().again(t.Context(), "x", 1, func(context.Context) error {
 			if tries++; time.Since(begun) < 10*time.Second {
 				return errs.New("x", "", errs.Transient, nil)
 			}
@@ -62,21 +54,60 @@ func TestAgain(t *testing.T) {
 			t.Errorf("back after ten seconds: %v, %d tries", errno, tries)
 		}
 		begun = time.Now()
-		errno = quiet().again(t.Context(), "x", 1, func() error { return fs.StatusDelay })
+		errno = quiet().again(t.Context(), "x", 1, func(context.Context) error { return fs.StatusDelay })
 		if d := time.Since(begun); errno != syscall.EIO || d != time.Minute {
 			t.Errorf("never back: %v after %v", errno, d)
 		}
 		tries = 0
-		errno = quiet().again(t.Context(), "x", 1, func() error { tries++; return fs.StatusNoSpace })
+		errno = quiet().again(t.Context(), "x", 1, func(context.Context) error { tries++; return fs.StatusNoSpace })
 		if errno != syscall.ENOSPC || tries != 1 {
 			t.Errorf("another failure: %v, %d tries", errno, tries)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		begun = time.Now()
-		errno = quiet().again(ctx, "x", 1, func() error { return fs.StatusDelay })
+		errno = quiet().again(ctx, "x", 1, func(context.Context) error { return fs.StatusDelay })
 		if d := time.Since(begun); errno != syscall.EINTR || d != 3*time.Second {
 			t.Errorf("interrupted: %v after %v", errno, d)
+		}
+	})
+}
+
+func TestInterruptedOperations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct{ takes, until time.Duration }{
+			{300 * time.Millisecond, 300 * time.Millisecond},   // done before the signal
+			{900 * time.Millisecond, 1400 * time.Millisecond},  // cut off by it, and done in the grace
+			{1500 * time.Millisecond, 1500 * time.Millisecond}, // too long for the grace
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			begun := time.Now()
+			errno := quiet().again(ctx, "read", 1, func(ctx context.Context) error {
+				select {
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-time.After(c.takes):
+					return nil
+				}
+			})
+			cancel()
+			want := syscall.Errno(0)
+			if c.takes > time.Second {
+				want = syscall.EINTR
+			}
+			if errno != want || time.Since(begun) != c.until {
+				t.Errorf("an operation of %v: %v after %v", c.takes, errno, time.Since(begun))
+			}
+		}
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		whole, done := quiet().whole(ended)
+		defer done()
+		if whole.Err() != nil {
+			t.Error("a change of names was interrupted")
+		}
+		if _, ok := whole.Deadline(); !ok {
+			t.Error("a change of names may take for ever")
 		}
 	})
 }
@@ -86,7 +117,7 @@ func TestFaultsAreLoggedAndThrottled(t *testing.T) {
 	v := quiet()
 	v.log = slog.New(slog.NewTextHandler(&b, nil))
 	for range 1000 {
-		v.errno(t.Context(), "read", 7, errs.Text("read pack", "p", errs.Corrupt, "bad tag"))
+		v.errno("read", 7, errs.Text("read pack", "p", errs.Corrupt, "bad tag"))
 	}
 	if n := strings.Count(b.String(), "\n"); n > 3 || !strings.Contains(b.String(), "read pack p: bad tag") {
 		t.Errorf("%d lines:\n%s", n, &b)
