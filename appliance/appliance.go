@@ -27,3 +27,18 @@ func PathTime(t time.Time) string { return t.UTC().Format(timeLayout) }
 
 // DiskFileName is the name under which a disk is published.
 func DiskFileName(number int, format string) string { return fmt.Sprintf("disk%d.%s", number, format) }
+
+// More labels and strategies, of points that come from an engine.
+const (
+	LabelManager     = "manager"     // the manager's name
+	LabelVMID        = "vm_id"       // the VM's ID on its engine
+	LabelRun         = "run"         // the run that made the point
+	LabelCheckpoint  = "checkpoint"  // the engine's checkpoint that stands for the point's moment
+	LabelConsistency = "consistency" // ConsistencyCrash or ConsistencyFrozen
+	LabelMode        = "mode"        // "full" or "incremental"
+
+	StrategyCBT = "cbt"
+
+	ConsistencyCrash  = "crash"
+	ConsistencyFrozen = "frozen"
+)
