@@ -122,24 +122,16 @@ func TestAllowListIsCheckedOnEveryCall(t *testing.T) {
 	}
 }
 
-func TestMountProgram(t *testing.T) {
+func twoExports(t *testing.T) *nfstest.Conn {
+	t.Helper()
 	s := start(t, nfsd.Options{}, fstest.NewMemory(fstest.MemoryOptions{}), fstest.NewMemory(fstest.MemoryOptions{}))
-	c := nfstest.Dial(t, s.addr)
-	call := func(p nfs.MountProcedure, args nfstest.Words) *nfstest.Results {
-		t.Helper()
-		return c.Call(nfstest.Mount, 3, uint32(p), args)
-	}
-	dump := func() (out []string) {
-		t.Helper()
-		res := call(nfs.MountProcDump, nil)
-		for res.U32() == 1 {
-			out = append(out, res.Text()+" "+res.Text())
-		}
-		res.End()
-		return out
-	}
-	call(nfs.MountProcNull, nil).End()
-	res := call(nfs.MountProcExport, nil)
+	return nfstest.Dial(t, s.addr)
+}
+
+func TestExportList(t *testing.T) {
+	c := twoExports(t)
+	c.Call(nfstest.Mount, 3, uint32(nfs.MountProcNull), nil).End()
+	res := c.Call(nfstest.Mount, 3, uint32(nfs.MountProcExport), nil)
 	for _, want := range []string{"/a", "/b"} {
 		if more, got := res.U32(), res.Text(); more != 1 || got != want {
 			t.Errorf("export %q, want %q", got, want)
@@ -157,7 +149,23 @@ func TestMountProgram(t *testing.T) {
 		t.Error("more exports")
 	}
 	res.End()
+}
 
+func TestMountList(t *testing.T) {
+	c := twoExports(t)
+	call := func(p nfs.MountProcedure, args nfstest.Words) *nfstest.Results {
+		t.Helper()
+		return c.Call(nfstest.Mount, 3, uint32(p), args)
+	}
+	dump := func() (out []string) {
+		t.Helper()
+		res := call(nfs.MountProcDump, nil)
+		for res.U32() == 1 {
+			out = append(out, res.Text()+" "+res.Text())
+		}
+		res.End()
+		return out
+	}
 	for _, path := range []string{"/a", "/b", "/a"} {
 		if status, _ := c.MNT(path); status != nfs.MountStatusOk {
 			t.Errorf("MNT %s: %d", path, status)
@@ -181,7 +189,10 @@ func TestMountProgram(t *testing.T) {
 	if n := len(dump()); n > 1024 {
 		t.Errorf("%d mounts are remembered", n)
 	}
-	// Malformed paths.
+}
+
+func TestMountRefusesMalformedPaths(t *testing.T) {
+	c := twoExports(t)
 	c.Send(nfstest.Mount, 3, 1, words(1<<32-1))
 	if r := c.Receive(); r.Stat != 4 {
 		t.Errorf("4 GiB of path: %d", r.Stat)

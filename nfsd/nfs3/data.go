@@ -24,7 +24,7 @@ func (s *service) read(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	}
 	n, eof := 0, false
 	if err == nil {
-		n, eof, err = fill(ctx, c, r, t, f, a.Size, off, min(count, MaxTransfer))
+		n, eof, err = fill(ctx, c, r, t, extent{off, min(count, MaxTransfer), a.Size})
 	}
 	result(r, t, err)
 	if err != nil {
@@ -38,20 +38,27 @@ func (s *service) read(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	return nil
 }
 
-// fill reads into the reply's body. size is the file's size as the reply will state it.
-func fill(ctx context.Context, c *rpc.Call, r *rpc.Reply, t target, f fs.File, size int64, off uint64, count uint32) (int, bool, error) {
-	if off >= uint64(size) {
+// extent is what a READ asks for, in a file of the size that its reply will state.
+type extent struct {
+	off   uint64
+	count uint32
+	size  int64
+}
+
+// fill reads into the reply's body. It returns the bytes read and whether they end at the end of the file.
+func fill(ctx context.Context, c *rpc.Call, r *rpc.Reply, t target, x extent) (int, bool, error) {
+	if x.off >= uint64(x.size) {
 		return 0, true, nil
 	}
-	left := size - int64(off)
-	want := int(min(int64(count), left))
+	left := x.size - int64(x.off)
+	want := int(min(int64(x.count), left))
 	if want == 0 {
 		return 0, false, nil
 	}
 	if err := c.Reserve(ctx, t.bulk(), want); err != nil {
 		return 0, false, err
 	}
-	n, err := f.ReadAt(ctx, r.Body(want), int64(off))
+	n, err := t.node.(fs.File).ReadAt(ctx, r.Body(want), int64(x.off))
 	switch {
 	case n == want:
 		return n, int64(want) == left, nil
@@ -95,7 +102,7 @@ func (s *service) write(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	if err := cur.Err(); err != nil {
 		return err
 	}
-	t, f, err := s.resolveFile(ctx, c, h)
+	t, _, err := s.resolveFile(ctx, c, h)
 	var verifier uint64
 	if err == nil {
 		// Taken before the write: if a sync fails in between, the client must see that its verifier is an old one.
@@ -106,7 +113,7 @@ func (s *service) write(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 		case off > math.MaxInt64-MaxTransfer:
 			err = fs.StatusTooLarge
 		default:
-			err = put(ctx, c, t, f, data, int64(off), stable != unstable)
+			err = put(ctx, c, t, payload{data, int64(off), stable != unstable})
 		}
 	}
 	result(r, t, err)
@@ -125,29 +132,36 @@ func (s *service) write(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	return nil
 }
 
-// writerOf returns the file as something to write to.
-func (t target) writerOf(f fs.File) (fs.Writer, error) {
+// writer returns the file as something to write to.
+func (t target) writer() (fs.Writer, error) {
 	if err := t.writable(); err != nil {
 		return nil, err
 	}
-	w, ok := f.(fs.Writer)
+	w, ok := t.node.(fs.Writer)
 	if !ok {
 		return nil, fs.StatusReadOnly
 	}
 	return w, nil
 }
 
-func put(ctx context.Context, c *rpc.Call, t target, f fs.File, data []byte, off int64, stable bool) error {
-	w, err := t.writerOf(f)
-	if err != nil || len(data) == 0 {
+// payload is what a WRITE brings.
+type payload struct {
+	data   []byte
+	off    int64
+	stable bool
+}
+
+func put(ctx context.Context, c *rpc.Call, t target, p payload) error {
+	w, err := t.writer()
+	if err != nil || len(p.data) == 0 {
 		return err
 	}
 	// The data itself is held by the budget for records; here only a place is needed.
 	if err := c.Reserve(ctx, t.bulk(), 0); err != nil {
 		return err
 	}
-	err = w.WriteAt(ctx, data, off, stable)
-	if stable && mayHaveLost(err) {
+	err = w.WriteAt(ctx, p.data, p.off, p.stable)
+	if p.stable && mayHaveLost(err) {
 		t.entry.Lost()
 	}
 	return err
@@ -174,10 +188,10 @@ func (s *service) commit(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	if err := cur.Err(); err != nil {
 		return err
 	}
-	t, f, err := s.resolveFile(ctx, c, h)
+	t, _, err := s.resolveFile(ctx, c, h)
 	var w fs.Writer
 	if err == nil {
-		w, err = t.writerOf(f)
+		w, err = t.writer()
 	}
 	if err == nil {
 		err = c.Reserve(ctx, t.bulk(), 0)

@@ -31,43 +31,41 @@ const (
 
 // listing is one READDIR or READDIRPLUS.
 type listing struct {
-	plus    bool
-	cookie  uint64
-	limit   int // bytes of the whole result
-	dirs    int // bytes of names, file IDs and cookies
-	entries []fs.Entry
-	eof     bool
-	tooTiny bool // not even the first entry fits
+	plus     bool
+	handle   []byte
+	cookie   uint64
+	verifier uint64
+	limit    int // bytes of the whole result
+	dirs     int // bytes of names, file IDs and cookies
+	entries  []fs.Entry
+	eof      bool
+	tooTiny  bool // not even the first entry fits
 }
 
 func (s *service) readdir(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	cur := rpc.NewCursor(c.Args)
-	h := cur.Opaque(maxHandle)
-	l := listing{cookie: cur.Uint64(), dirs: math.MaxInt}
-	verifier := cur.Uint64()
+	l := listing{handle: cur.Opaque(maxHandle), cookie: cur.Uint64(), verifier: cur.Uint64(), dirs: math.MaxInt}
 	l.limit = int(min(cur.Uint32(), maxListing))
 	if err := cur.Err(); err != nil {
 		return err
 	}
-	return s.list(ctx, c, r, h, verifier, &l)
+	return s.list(ctx, c, r, &l)
 }
 
 func (s *service) readdirplus(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	cur := rpc.NewCursor(c.Args)
-	h := cur.Opaque(maxHandle)
-	l := listing{plus: true, cookie: cur.Uint64()}
-	verifier := cur.Uint64()
+	l := listing{plus: true, handle: cur.Opaque(maxHandle), cookie: cur.Uint64(), verifier: cur.Uint64()}
 	l.dirs = int(cur.Uint32())
 	l.limit = int(min(cur.Uint32(), maxListing))
 	if err := cur.Err(); err != nil {
 		return err
 	}
-	return s.list(ctx, c, r, h, verifier, &l)
+	return s.list(ctx, c, r, &l)
 }
 
-func (s *service) list(ctx context.Context, c *rpc.Call, r *rpc.Reply, h []byte, verifier uint64, l *listing) error {
-	t, d, err := s.resolveDir(ctx, c, h)
-	if err == nil && verifier != 0 {
+func (s *service) list(ctx context.Context, c *rpc.Call, r *rpc.Reply, l *listing) error {
+	t, d, err := s.resolveDir(ctx, c, l.handle)
+	if err == nil && l.verifier != 0 {
 		err = fs.StatusBadCookie
 	}
 	if err == nil {

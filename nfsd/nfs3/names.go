@@ -18,23 +18,28 @@ const maxPath = 4096
 // maxTarget is the longest text of a symbolic link.
 const maxTarget = 1024
 
-// readDirOp decodes a diropargs3.
-func readDirOp(c *rpc.Cursor) (h []byte, name string) {
-	h = c.Opaque(maxHandle)
-	return h, string(c.Opaque(maxPath))
+// place is a diropargs3: a name in a folder.
+type place struct {
+	dir  []byte
+	name string
+}
+
+func readPlace(c *rpc.Cursor) place {
+	h := c.Opaque(maxHandle)
+	return place{h, string(c.Opaque(maxPath))}
 }
 
 func (s *service) lookup(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	cur := rpc.NewCursor(c.Args)
-	h, name := readDirOp(&cur)
+	at := readPlace(&cur)
 	if err := cur.Err(); err != nil {
 		return err
 	}
-	t, d, err := s.resolveDir(ctx, c, h)
+	t, d, err := s.resolveDir(ctx, c, at.dir)
 	var found target
 	var a fs.Attr
 	if err == nil {
-		found, err = t.find(ctx, d, name)
+		found, err = t.find(ctx, d, at.name)
 	}
 	if err == nil {
 		a, err = found.node.Attr(ctx)
@@ -99,13 +104,13 @@ func (s *service) readlink(ctx context.Context, c *rpc.Call, r *rpc.Reply) error
 }
 
 // changeDir finds a folder that names are to be added to or taken from, and checks the name.
-func (s *service) changeDir(ctx context.Context, c *rpc.Call, h []byte, name string) (target, fs.Dir, error) {
-	t, d, err := s.resolveDir(ctx, c, h)
+func (s *service) changeDir(ctx context.Context, c *rpc.Call, at place) (target, fs.Dir, error) {
+	t, d, err := s.resolveDir(ctx, c, at.dir)
 	if err == nil {
 		err = t.writable()
 	}
 	if err == nil {
-		err = fs.CheckName(name)
+		err = fs.CheckName(at.name)
 	}
 	return t, d, err
 }
@@ -125,18 +130,17 @@ func removerOf(d fs.Dir) (fs.Remover, error) {
 	return nil, fs.StatusReadOnly
 }
 
-// made runs make in a folder and appends the reply that CREATE, MKDIR, SYMLINK and MKNOD share: handle and attributes
+// made runs create in a folder and appends the reply that CREATE, MKDIR, SYMLINK and MKNOD share: handle and attributes
 // of what was made, and the folder's.
-func (s *service) made(ctx context.Context, c *rpc.Call, r *rpc.Reply, h []byte, name string,
-	make func(m fs.Maker) (fs.Node, error)) {
-	t, d, err := s.changeDir(ctx, c, h, name)
+func (s *service) made(ctx context.Context, c *rpc.Call, r *rpc.Reply, at place, create func(fs.Maker) (fs.Node, error)) {
+	t, d, err := s.changeDir(ctx, c, at)
 	var m fs.Maker
 	if err == nil {
 		m, err = makerOf(d)
 	}
 	var n fs.Node
 	if err == nil {
-		n, err = make(m)
+		n, err = create(m)
 	}
 	result(r, t, err)
 	if err == nil {
@@ -150,7 +154,7 @@ func (s *service) made(ctx context.Context, c *rpc.Call, r *rpc.Reply, h []byte,
 
 func (s *service) create(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	cur := rpc.NewCursor(c.Args)
-	h, name := readDirOp(&cur)
+	at := readPlace(&cur)
 	mode := cur.Uint32()
 	var set fs.SetAttr
 	var verifier [8]byte
@@ -166,42 +170,42 @@ func (s *service) create(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	if err := cur.Err(); err != nil {
 		return err
 	}
-	s.made(ctx, c, r, h, name, func(m fs.Maker) (fs.Node, error) {
+	s.made(ctx, c, r, at, func(m fs.Maker) (fs.Node, error) {
 		if bad != nil {
 			return nil, bad
 		}
-		return m.Create(ctx, name, fs.CreateMode(mode), set, verifier)
+		return m.Create(ctx, at.name, fs.CreateMode(mode), set, verifier)
 	})
 	return nil
 }
 
 func (s *service) mkdir(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	cur := rpc.NewCursor(c.Args)
-	h, name := readDirOp(&cur)
+	at := readPlace(&cur)
 	set, bad := readSetAttr(&cur)
 	if err := cur.Err(); err != nil {
 		return err
 	}
 	set.Size = nil // of a folder means nothing
-	s.made(ctx, c, r, h, name, func(m fs.Maker) (fs.Node, error) {
+	s.made(ctx, c, r, at, func(m fs.Maker) (fs.Node, error) {
 		if bad != nil {
 			return nil, bad
 		}
-		return m.Mkdir(ctx, name, set)
+		return m.Mkdir(ctx, at.name, set)
 	})
 	return nil
 }
 
 func (s *service) symlink(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	cur := rpc.NewCursor(c.Args)
-	h, name := readDirOp(&cur)
+	at := readPlace(&cur)
 	set, bad := readSetAttr(&cur)
 	text := string(cur.Opaque(maxPath))
 	if err := cur.Err(); err != nil {
 		return err
 	}
 	set.Size = nil
-	s.made(ctx, c, r, h, name, func(m fs.Maker) (fs.Node, error) {
+	s.made(ctx, c, r, at, func(m fs.Maker) (fs.Node, error) {
 		switch {
 		case bad != nil:
 			return nil, bad
@@ -210,7 +214,7 @@ func (s *service) symlink(ctx context.Context, c *rpc.Call, r *rpc.Reply) error 
 		case len(text) > maxTarget:
 			return nil, fs.StatusNameTooLong
 		}
-		return m.Symlink(ctx, name, text, set)
+		return m.Symlink(ctx, at.name, text, set)
 	})
 	return nil
 }
@@ -225,7 +229,7 @@ const (
 
 func (s *service) mknod(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	cur := rpc.NewCursor(c.Args)
-	h, name := readDirOp(&cur)
+	at := readPlace(&cur)
 	switch cur.Uint32() {
 	case typeBlock, typeChar:
 		_, _ = readSetAttr(&cur)
@@ -236,7 +240,7 @@ func (s *service) mknod(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	if err := cur.Err(); err != nil {
 		return err
 	}
-	s.made(ctx, c, r, h, name, func(fs.Maker) (fs.Node, error) { return nil, fs.StatusNotSupported })
+	s.made(ctx, c, r, at, func(fs.Maker) (fs.Node, error) { return nil, fs.StatusNotSupported })
 	return nil
 }
 
@@ -251,17 +255,17 @@ func (s *service) rmdir(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 func (s *service) removed(ctx context.Context, c *rpc.Call, r *rpc.Reply,
 	remove func(fs.Remover, context.Context, string) error) error {
 	cur := rpc.NewCursor(c.Args)
-	h, name := readDirOp(&cur)
+	at := readPlace(&cur)
 	if err := cur.Err(); err != nil {
 		return err
 	}
-	t, d, err := s.changeDir(ctx, c, h, name)
+	t, d, err := s.changeDir(ctx, c, at)
 	var m fs.Remover
 	if err == nil {
 		m, err = removerOf(d)
 	}
 	if err == nil {
-		err = remove(m, ctx, name)
+		err = remove(m, ctx, at.name)
 	}
 	result(r, t, err)
 	r.Out = appendWcc(ctx, r.Out, t)
@@ -270,16 +274,15 @@ func (s *service) removed(ctx context.Context, c *rpc.Call, r *rpc.Reply,
 
 func (s *service) rename(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	cur := rpc.NewCursor(c.Args)
-	fromHandle, fromName := readDirOp(&cur)
-	toHandle, toName := readDirOp(&cur)
+	old, next := readPlace(&cur), readPlace(&cur)
 	if err := cur.Err(); err != nil {
 		return err
 	}
-	from, fromDir, err := s.changeDir(ctx, c, fromHandle, fromName)
+	from, fromDir, err := s.changeDir(ctx, c, old)
 	var to target
 	var toDir fs.Dir
 	if err == nil {
-		to, toDir, err = s.changeDir(ctx, c, toHandle, toName)
+		to, toDir, err = s.changeDir(ctx, c, next)
 	}
 	if err == nil && from.entry != to.entry {
 		err = fs.StatusCrossDevice
@@ -289,7 +292,7 @@ func (s *service) rename(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 		m, err = removerOf(fromDir)
 	}
 	if err == nil {
-		err = m.Rename(ctx, fromName, toDir, toName)
+		err = m.Rename(ctx, old.name, toDir, next.name)
 	}
 	result(r, from, err)
 	r.Out = appendWcc(ctx, r.Out, from)
@@ -300,7 +303,7 @@ func (s *service) rename(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 func (s *service) link(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	cur := rpc.NewCursor(c.Args)
 	h := cur.Opaque(maxHandle)
-	dirHandle, name := readDirOp(&cur)
+	at := readPlace(&cur)
 	if err := cur.Err(); err != nil {
 		return err
 	}
@@ -308,7 +311,7 @@ func (s *service) link(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	var in target
 	var d fs.Dir
 	if err == nil {
-		in, d, err = s.changeDir(ctx, c, dirHandle, name)
+		in, d, err = s.changeDir(ctx, c, at)
 	}
 	if err == nil && t.entry != in.entry {
 		err = fs.StatusCrossDevice
@@ -318,7 +321,7 @@ func (s *service) link(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 		m, err = makerOf(d)
 	}
 	if err == nil {
-		err = m.Link(ctx, t.node, name)
+		err = m.Link(ctx, t.node, at.name)
 	}
 	result(r, t, err)
 	r.Out = appendPostOp(ctx, r.Out, t)

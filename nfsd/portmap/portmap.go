@@ -98,9 +98,9 @@ type Server struct {
 	done   sync.WaitGroup
 }
 
-// limits are tight: whoever can reach the port may ask.
+// limits are tight: whoever can reach the port may ask. All are strangers, so 64 connections are taken at once.
 var limits = rpc.Limits{Record: 1024, Calls: 8, RecordBytes: 8192, SmallBytes: 8192, BulkBytes: 1, BulkCalls: 1,
-	Conns: 64, StrangerIdle: 30 * time.Second}
+	Conns: 512, StrangerIdle: 30 * time.Second}
 
 // Listen serves entries on addr ("address:port"), on TCP and UDP, until ctx ends or Close is called.
 func Listen(ctx context.Context, addr string, entries []Entry) (*Server, error) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -20,7 +21,8 @@ type conn struct {
 	srv      *Server
 	nc       net.Conn
 	peer     netip.Addr
-	stranger bool // when it connected; an export added later makes it known
+	stranger bool // when it connected
+	trusted  bool // known when it connected or later, and for the connection's life; the reader's own
 
 	base   context.Context // ends with the listener's Serve: for calls that must not stop half way
 	ctx    context.Context // ends with the connection
@@ -77,7 +79,8 @@ func (c *conn) serve() {
 
 // fail breaks the connection.
 func (c *conn) fail(err error) {
-	if c.base.Err() == nil && !errors.Is(err, net.ErrClosed) && c.broken.CompareAndSwap(false, true) {
+	left := errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	if c.base.Err() == nil && !left && c.broken.CompareAndSwap(false, true) {
 		c.srv.counters.broken.Add(1)
 		c.srv.log.Debug("connection closed", "op", "serve", "peer", c.peer, "err", err)
 		if c.srv.events.Broken != nil {
@@ -198,9 +201,17 @@ func (c *conn) takeRecord(n int) error {
 	return nil
 }
 
+// known tells whether the client is no stranger. An export added since it connected makes it known.
+func (c *conn) known() bool {
+	if !c.trusted {
+		c.trusted = c.srv.known(c.peer)
+	}
+	return c.trusted
+}
+
 // recordLimit returns how large a record of n bytes may be.
 func (c *conn) recordLimit(n int) int {
-	if n <= strangerRecord || c.srv.known(c.peer) {
+	if n <= strangerRecord || c.known() {
 		return c.srv.limits.Record
 	}
 	return strangerRecord
@@ -211,7 +222,7 @@ func (c *conn) waitForBytes(idle bool) {
 	d := c.srv.limits.RecordTime
 	if idle {
 		d = 0
-		if !c.srv.known(c.peer) {
+		if !c.known() {
 			d = c.srv.limits.StrangerIdle
 		}
 	}

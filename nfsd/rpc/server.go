@@ -90,15 +90,12 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
 	defer stop()
 	var mine sync.WaitGroup
-	err := s.accept(ctx, ln, &mine)
-	if err != nil {
-		cancel()
-	}
+	s.accept(ctx, ln, &mine)
 	mine.Wait()
 	s.mu.Lock()
 	delete(s.listeners, ln)
 	s.mu.Unlock()
-	return err
+	return nil
 }
 
 func (s *Server) addListener(ln net.Listener, cancel context.CancelFunc) bool {
@@ -112,7 +109,7 @@ func (s *Server) addListener(ln net.Listener, cancel context.CancelFunc) bool {
 }
 
 // accept starts a goroutine per connection. It outlasts a lack of file descriptors and ends when ln is closed.
-func (s *Server) accept(ctx context.Context, ln net.Listener, mine *sync.WaitGroup) error {
+func (s *Server) accept(ctx context.Context, ln net.Listener, mine *sync.WaitGroup) {
 	const firstPause, longestPause = 5 * time.Millisecond, time.Second
 	pause := firstPause
 	for {
@@ -126,7 +123,7 @@ func (s *Server) accept(ctx context.Context, ln net.Listener, mine *sync.WaitGro
 		}
 		if ctx.Err() != nil || s.isDraining() || errors.Is(err, net.ErrClosed) {
 			_ = ln.Close()
-			return nil
+			return
 		}
 		s.log.Warn("cannot accept a connection", "op", "accept", "err", err)
 		select {
@@ -154,7 +151,7 @@ func (s *Server) newConn(ctx context.Context, nc net.Conn) *conn {
 		return nil
 	}
 	c := newConn(ctx, s, nc, peer)
-	c.stranger = stranger
+	c.stranger, c.trusted = stranger, !stranger
 	if stranger {
 		s.strangers++
 	}
