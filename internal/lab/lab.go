@@ -34,15 +34,16 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
+	if ctx.Err() != nil {
+		fmt.Fprintln(stderr, "holdfast-lab: interrupted; everything it had started has ended")
+		return 130
+	}
 	fmt.Fprintf(stderr, "holdfast-lab: %v\n", err)
 	if next := errs.NextStep(err); next != "" {
 		fmt.Fprintln(stderr, next)
 	}
 	var ours *errs.Error
-	switch {
-	case ctx.Err() != nil:
-		return 130
-	case !errors.As(err, &ours): // everything of ours is an *errs.Error: this came from reading the command line
+	if !errors.As(err, &ours) { // everything of ours is an *errs.Error: this came from reading the command line
 		fmt.Fprintln(stderr, "See holdfast-lab --help.")
 		return 2
 	}
