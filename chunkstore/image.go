@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime"
+	"sync"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
 	"github.com/holdfast-backup/holdfast/chunkstore/manifest"
@@ -37,13 +39,57 @@ func (m *Image) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if rest < int64(len(p)) {
 		p, end = p[:rest], io.EOF
 	}
+	n, err := m.readParts(ctx, p, off)
+	if err != nil {
+		return n, err
+	}
+	return n, end
+}
+
+// A read of at least two parts is split, so that a restore decrypts and decodes on several processors. Frames are not:
+// two goroutines that share one would wait for each other.
+const (
+	partSize = 2 * chunk.FrameSize
+	maxParts = 8
+)
+
+func (m *Image) readParts(ctx context.Context, p []byte, off int64) (int, error) {
+	parts := min(runtime.GOMAXPROCS(0), maxParts, len(p)/partSize)
+	if parts < 2 {
+		return m.read(ctx, p, off)
+	}
+	type result struct {
+		n   int
+		err error
+	}
+	results := make([]result, parts)
+	var wg sync.WaitGroup
+	for i, from := 0, 0; i < parts; i++ {
+		to := len(p)
+		if i < parts-1 {
+			to = len(p) * (i + 1) / parts
+			to -= int((off + int64(to)) % chunk.FrameSize)
+		}
+		part, at := p[from:to], off+int64(from)
+		wg.Go(func() { results[i].n, results[i].err = m.read(ctx, part, at) })
+		from = to
+	}
+	wg.Wait()
+	done := 0
+	for _, r := range results {
+		done += r.n
+		if r.err != nil {
+			return done, r.err
+		}
+	}
+	return done, nil
+}
+
+func (m *Image) read(ctx context.Context, p []byte, off int64) (int, error) {
 	done := 0
 	for done < len(p) {
-		if err := ctx.Err(); err != nil {
-			return done, err
-		}
 		pos := off + int64(done)
-		leaf, err := m.tree.Leaf(ctx, pos/manifest.LeafSize)
+		leaf, err := m.tree.View(ctx, pos/manifest.LeafSize)
 		if err != nil {
 			return done, err
 		}
@@ -53,14 +99,17 @@ func (m *Image) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 			return done, err
 		}
 	}
-	return done, end
+	return done, nil
 }
 
 // readLeaf fills as much of p as lies in one leaf, from byte at of it on.
-func (m *Image) readLeaf(ctx context.Context, leaf manifest.Leaf, p []byte, at int64) (int, error) {
+func (m *Image) readLeaf(ctx context.Context, leaf manifest.View, p []byte, at int64) (int, error) {
 	p = p[:min(int64(len(p)), manifest.LeafSize-at)]
 	done := 0
 	for done < len(p) {
+		if err := ctx.Err(); err != nil {
+			return done, err
+		}
 		pos := at + int64(done)
 		e, start := leaf.Find(int(pos / chunk.Grid))
 		part := p[done:min(int64(len(p)), int64(done)+int64(e.End)*chunk.Grid-pos)]
@@ -94,7 +143,10 @@ func (m *Image) readChunk(ctx context.Context, e manifest.Entry, p []byte, at in
 // Extents calls visit with the runs of data and of zeros that make up [off, off+n), in order, neighbours differing in
 // data, until visit returns false. Only the manifest is read.
 func (m *Image) Extents(ctx context.Context, off, n int64, visit func(off, n int64, data bool) bool) error {
-	end := min(off+n, m.Size())
+	end := m.Size()
+	if n < end-off { // off+n might be more than an int64 holds
+		end = off + n
+	}
 	open, openEnd, openData := off, off, false // the run that is not yet told of
 	emit := func(from, to int64, data bool) bool {
 		from, to = max(from, off), min(to, end)

@@ -30,13 +30,22 @@ type Reader struct {
 	digestKey [32]byte
 	packs     packCache
 	frames    *otter.Cache[frameKey, []byte]
-	pages     *otter.Cache[chunk.ID, []byte]
+	pages     *otter.Cache[pageKey, []byte]
 }
 
-// frameKey names a decoded frame by its content, so that all disks that share a chunk share what is in the cache.
+// frameKey names a decoded frame. Disks that share a chunk share its place, and so what is in the cache. The place is
+// part of the name because a chunk can lie at two: after damage to one, the other is stored, and must not fail with it.
 type frameKey struct {
 	id    chunk.ID
+	place chunk.Place
 	frame uint8
+}
+
+// pageKey names a page with the places in it: two pages with one ID tell of the same chunks, but may say that they lie
+// in different packs.
+type pageKey struct {
+	id    chunk.ID
+	place chunk.Place
 }
 
 // Defaults of the caches, in bytes.
@@ -56,7 +65,7 @@ func newReader(dir string, b backend.Backend, super Superblock, key keys.Master,
 	if r.frames, err = newCache[frameKey](cacheBytes); err != nil {
 		return nil, err
 	}
-	r.pages, err = newCache[chunk.ID](pageCacheBytes)
+	r.pages, err = newCache[pageKey](pageCacheBytes)
 	return r, err
 }
 
@@ -138,29 +147,55 @@ func (r *Reader) tree(d Disk) *manifest.Tree { return manifest.NewTree(d.Root, r
 
 // Page implements manifest.Source.
 func (r *Reader) Page(ctx context.Context, ref manifest.Ref) ([]byte, error) {
+	key := pageKey{ref.ID, ref.Place}
+	if page, ok := r.pages.GetIfPresent(key); ok {
+		return page, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	// The loader serves all who wait for the page: one caller's cancellation must not fail the others.
-	return r.pages.Get(context.WithoutCancel(ctx), ref.ID, otter.LoaderFunc[chunk.ID, []byte](
-		func(ctx context.Context, id chunk.ID) ([]byte, error) {
+	return r.pages.Get(context.WithoutCancel(ctx), key, otter.LoaderFunc[pageKey, []byte](
+		func(ctx context.Context, k pageKey) ([]byte, error) {
 			var page []byte
-			err := r.packs.use(ctx, packKey{pack.Meta, ref.Place.Pack}, func(p *pack.Reader) (err error) {
-				page, _, err = p.ReadChunk(ref.Place, id, nil)
+			err := r.packs.use(ctx, packKey{pack.Meta, k.place.Pack}, func(p *pack.Reader) (err error) {
+				page, _, err = p.ReadChunk(k.place, k.id, nil)
 				return err
 			})
-			return page, errs.Wrap("read manifest page", id.String(), err)
+			if err == nil {
+				err = manifest.Check(page)
+			}
+			return page, damage("read manifest page", k.id, err)
 		}))
 }
 
 // frame returns a decoded frame of a chunk. The caller does not change it.
 func (r *Reader) frame(ctx context.Context, id chunk.ID, at chunk.Place, frame int) ([]byte, error) {
-	return r.frames.Get(context.WithoutCancel(ctx), frameKey{id, uint8(frame)}, otter.LoaderFunc[frameKey, []byte](
+	key := frameKey{id, at, uint8(frame)}
+	if f, ok := r.frames.GetIfPresent(key); ok {
+		return f, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return r.frames.Get(context.WithoutCancel(ctx), key, otter.LoaderFunc[frameKey, []byte](
 		func(ctx context.Context, k frameKey) ([]byte, error) {
 			var data []byte
-			err := r.packs.use(ctx, packKey{pack.Data, at.Pack}, func(p *pack.Reader) (err error) {
-				data, err = p.ReadFrame(at, id, frame, nil)
+			err := r.packs.use(ctx, packKey{pack.Data, k.place.Pack}, func(p *pack.Reader) (err error) {
+				data, err = p.ReadFrame(k.place, k.id, int(k.frame), nil)
 				return err
 			})
-			return data, errs.Wrap("read chunk", id.String(), err)
+			return data, damage("read chunk", k.id, err)
 		}))
+}
+
+// damage wraps a failure to read what a committed point refers to. Nothing moves chunks, so a place that holds
+// something else, or nothing, is damage: as errs.Stale it would tell an NFS client that its file is gone.
+func damage(op string, id chunk.ID, err error) error {
+	if err != nil && (errs.Is(err, errs.Stale) || errs.Is(err, errs.Invalid)) {
+		return errs.New(op, id.String(), errs.Corrupt, err)
+	}
+	return errs.Wrap(op, id.String(), err)
 }
 
 // packName is where a pack lies; 1024 to a folder.
