@@ -31,10 +31,13 @@ type Fault struct {
 // maxFaults bounds what is remembered of a store in ruins.
 const maxFaults = 1000
 
+// errRuins stands for the errors of all bad chunks beyond maxFaults.
+var errRuins = errs.Text("verify chunk", "", errs.Corrupt, "damaged, like many others")
+
 // Verify reads everything the given points need, once, and hashes it again. Faults are collected, not returned as an
-// error: one bad chunk must not hide the next. progress is told after each leaf of 8 MiB; it may be nil.
+// error: one bad chunk must not hide the next. What is damaged is told of for every point that needs it. progress is told after each leaf of 8 MiB; it may be nil.
 func (r *Reader) Verify(ctx context.Context, points []*Point, progress func(Verified)) (Verified, error) {
-	v := verifier{r: r, seenPages: map[chunk.ID]bool{}, seenChunks: map[chunk.ID]bool{}, progress: progress}
+	v := verifier{r: r, pages: map[pageKey]bool{}, chunks: map[pageKey]bool{}, bad: map[pageKey]error{}, progress: progress}
 	for _, p := range points {
 		v.out.Points++
 		for _, d := range p.Disks {
@@ -48,12 +51,13 @@ func (r *Reader) Verify(ctx context.Context, points []*Point, progress func(Veri
 }
 
 type verifier struct {
-	r          *Reader
-	out        Verified
-	seenPages  map[chunk.ID]bool // 16 bytes and a bit for each: 130 MB for a store of 4 TB unique
-	seenChunks map[chunk.ID]bool
-	progress   func(Verified)
-	buf        []byte
+	r        *Reader
+	out      Verified
+	pages    map[pageKey]bool // those looked at; true: nothing below is damaged, another point need not walk it again
+	chunks   map[pageKey]bool // those looked at: 30 bytes for each, 2 GB for a store of 4 TB unique
+	bad      map[pageKey]error
+	progress func(Verified)
+	buf      []byte
 }
 
 func (v *verifier) fault(p *Point, d Disk, off int64, err error) {
@@ -69,14 +73,27 @@ func (v *verifier) disk(ctx context.Context, p *Point, d Disk) error {
 }
 
 func (v *verifier) page(ctx context.Context, p *Point, d Disk, ref manifest.Ref, level int, leaf int64) error {
-	if ref.IsZero() || v.seenPages[ref.ID] {
+	key := pageKey{ref.ID, ref.Place}
+	clean, seen := v.pages[key]
+	if ref.IsZero() || clean {
 		return nil
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	v.seenPages[ref.ID] = true
-	v.out.Pages++
+	if !seen {
+		v.out.Pages++
+	}
+	before := v.out.FaultCount
+	if err := v.below(ctx, p, d, ref, level, leaf); err != nil {
+		return err
+	}
+	v.pages[key] = v.out.FaultCount == before
+	return nil
+}
+
+// below reads a page and goes on to what it refers to.
+func (v *verifier) below(ctx context.Context, p *Point, d Disk, ref manifest.Ref, level int, leaf int64) error {
 	page, err := v.readPage(ctx, ref)
 	if err == nil && level > 0 {
 		var children []manifest.Child
@@ -108,7 +125,7 @@ func (v *verifier) readPage(ctx context.Context, ref manifest.Ref) ([]byte, erro
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, damage("verify page", ref.ID, err)
 	}
 	d, err := manifest.PageDigest(v.r.digestKey[:], page)
 	if err == nil && d.ID() != ref.ID {
@@ -124,9 +141,17 @@ func (v *verifier) leaf(ctx context.Context, p *Point, d Disk, l manifest.Leaf, 
 			return err
 		}
 		size := (int64(e.End) - start) * chunk.Grid
-		if !e.IsZero() && !v.seenChunks[e.ID] {
-			v.seenChunks[e.ID] = true
-			if err := v.chunk(ctx, e, size); err != nil {
+		if key := (pageKey{e.ID, e.Place}); !e.IsZero() {
+			if !v.chunks[key] {
+				v.chunks[key] = true
+				if err := damage("verify chunk", e.ID, v.chunk(ctx, e, size)); err != nil {
+					if len(v.bad) >= maxFaults {
+						err = errRuins
+					}
+					v.bad[key] = err
+				}
+			}
+			if err := v.bad[key]; err != nil {
 				v.fault(p, d, base+start*chunk.Grid, err)
 			}
 		}
