@@ -204,27 +204,37 @@ func DecodeLeaf(page []byte) (Leaf, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n > LeafBlocks {
-		return nil, corrupt("%d entries in a leaf", n)
+	if err := checkEntries(body, n); err != nil {
+		return nil, err
 	}
 	l := make(Leaf, n)
-	last, lastZero, data := uint16(0), false, false
 	for i := range l {
+		l[i] = entryAt(body, i)
+	}
+	return l, nil
+}
+
+// checkEntries holds the entries of a leaf to invariant 2.
+func checkEntries(body []byte, n int) error {
+	if n > LeafBlocks {
+		return corrupt("%d entries in a leaf", n)
+	}
+	last, lastZero, data := uint16(0), false, false
+	for i := range n {
 		e := entryAt(body, i)
 		blocks := int(e.End) - int(last)
 		if blocks <= 0 || e.End > LeafBlocks {
-			return nil, corrupt("entry %d ends at block %d after %d", i, e.End, last)
+			return corrupt("entry %d ends at block %d after %d", i, e.End, last)
 		}
 		if e.IsZero() && lastZero || !e.IsZero() && blocks*chunk.Grid > chunk.MaxSize {
-			return nil, corrupt("entry %d is no legal stretch", i)
+			return corrupt("entry %d is no legal stretch", i)
 		}
 		last, lastZero, data = e.End, e.IsZero(), data || !e.IsZero()
-		l[i] = e
 	}
 	if last != LeafBlocks || !data {
-		return nil, corrupt("leaf covers %d blocks, has data: %v", last, data)
+		return corrupt("leaf covers %d blocks, has data: %v", last, data)
 	}
-	return l, nil
+	return nil
 }
 
 // decodeInner reads an inner page into c and checks its records.
@@ -237,7 +247,7 @@ func decodeInner(page []byte, level int, c *children) error {
 	last := -1
 	for i := range n {
 		b := body[i*childSize:]
-		r := Ref{Place: getPlace(b[placeAt:]), Data: int64(binary.LittleEndian.Uint64(b[16:])), ID: chunk.ID(b[24:40])}
+		r := refAt(body, i)
 		span := int64(LeafSize) << (8 * (level - 1))
 		if int(b[0]) <= last || r.IsZero() || r.Data <= 0 || r.Data > span {
 			return corrupt("child %d of a level %d page is not legal", i, level)

@@ -31,11 +31,13 @@ func leavesOf(size int64) int64 { return (size + LeafSize - 1) / LeafSize }
 func (t *Tree) leafRef(ctx context.Context, n int64) (Ref, error) {
 	ref := t.Root.Ref()
 	for level := t.Root.Level; level > 0 && !ref.IsZero(); level-- {
-		var c children
-		if err := t.inner(ctx, ref, level, &c); err != nil {
+		page, err := t.src.Page(ctx, ref)
+		if err != nil {
 			return Ref{}, err
 		}
-		ref = c[n>>(8*(level-1))%Fanout]
+		if ref, err = childAt(page, level, int(n>>(8*(level-1))%Fanout)); err != nil {
+			return Ref{}, err
+		}
 	}
 	return ref, nil
 }
