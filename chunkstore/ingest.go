@@ -58,12 +58,23 @@ type Parent struct {
 }
 
 // Ingest stores a disk as number of the session's point. parent may be nil; then no extent may be unchanged. Reading,
-// hashing, compressing and writing run side by side; memory is bounded by a few leaves of 8 MiB for each processor.
+// hashing, compressing and writing run side by side; memory is bounded by two leaves of 8 MiB for each of at most
+// maxWorkers processors. After an error the session can only be aborted: a point without one of its disks would look
+// like a whole one.
 func (x *Session) Ingest(ctx context.Context, number int, src Source, parent *Parent, progress func(Progress)) error {
-	op := func(err error) error { return errs.Wrap("store disk", fmt.Sprint(number), err) }
+	err := x.usable("store disk")
+	if err == nil {
+		if err = x.ingest(ctx, number, src, parent, progress); err != nil {
+			x.broken = err
+		}
+	}
+	return errs.Wrap("store disk", fmt.Sprint(number), err)
+}
+
+func (x *Session) ingest(ctx context.Context, number int, src Source, parent *Parent, progress func(Progress)) error {
 	for _, d := range x.point.Disks {
 		if d.Number >= number {
-			return op(errs.Text("add disk", fmt.Sprint(number), errs.Bug, "disks come in ascending order"))
+			return errs.Text("add disk", fmt.Sprint(number), errs.Bug, "disks come in ascending order")
 		}
 	}
 	in := &ingest{x: x, src: src, size: src.Size(), progress: progress}
@@ -78,14 +89,14 @@ func (x *Session) Ingest(ctx context.Context, number int, src Source, parent *Pa
 	in.rebuild = in.old != nil && base == nil
 	var err error
 	if in.build, err = manifest.NewBuilder(in.size, base, pages{x}); err != nil {
-		return op(err)
+		return err
 	}
 	if err := in.run(ctx); err != nil {
-		return op(err)
+		return err
 	}
 	root, err := in.build.Finish(ctx)
 	if err != nil {
-		return op(err)
+		return err
 	}
 	x.point.Disks = append(x.point.Disks, Disk{
 		Number: number, Root: root, Cutter: x.s.super.Cutter, Digest: x.s.super.Digest,
@@ -127,8 +138,11 @@ type piece struct {
 	data   pack.Compressed
 }
 
+// maxWorkers bounds memory on large machines: the one goroutine that encrypts and writes keeps no more than these busy.
+const maxWorkers = 8
+
 func (in *ingest) run(ctx context.Context) error {
-	workers := max(2, runtime.GOMAXPROCS(0))
+	workers := min(max(2, runtime.GOMAXPROCS(0)), maxWorkers)
 	g, ctx := errgroup.WithContext(ctx)
 	work := make(chan *job)
 	order := make(chan *job, workers+1)
@@ -137,17 +151,14 @@ func (in *ingest) run(ctx context.Context) error {
 		defer close(order)
 		return in.plan(ctx, func(j *job) error {
 			j.result = make(chan []piece, 1)
-			select {
-			case order <- j:
-			case <-ctx.Done():
-				return ctx.Err()
+			for _, c := range [...]chan<- *job{order, work} {
+				select {
+				case c <- j:
+				case <-ctx.Done():
+					return ctx.Err()
+				}
 			}
-			select {
-			case work <- j:
-				return nil
-			case <-ctx.Done():
-				return ctx.Err()
-			}
+			return nil
 		})
 	})
 	for range workers {
@@ -163,20 +174,37 @@ func (in *ingest) run(ctx context.Context) error {
 			return nil
 		})
 	}
-	g.Go(func() error {
-		for j := range order {
-			select {
-			case pieces := <-j.result:
-				if err := in.write(ctx, j.n, pieces); err != nil {
-					return err
-				}
-			case <-ctx.Done():
-				return ctx.Err()
-			}
+	g.Go(func() error { return in.writeAll(ctx, order) })
+	err := g.Wait()
+	for j := range order { // what a failure left behind; the planner has closed it
+		select {
+		case pieces := <-j.result:
+			release(pieces)
+		default:
 		}
-		return nil
-	})
-	return g.Wait()
+	}
+	return err
+}
+
+func (in *ingest) writeAll(ctx context.Context, order <-chan *job) error {
+	for j := range order {
+		select {
+		case pieces := <-j.result:
+			if err := in.write(ctx, j.n, pieces); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// release gives the buffers of pieces back that nobody has appended.
+func release(pieces []piece) {
+	for i := range pieces {
+		pieces[i].data.Release()
+	}
 }
 
 // plan turns extents into jobs, one for each leaf that may differ from the parent's.
@@ -185,6 +213,9 @@ func (in *ingest) plan(ctx context.Context, emit func(*job) error) error {
 	err := in.src.Extents(ctx, func(e Extent) error {
 		if e.Off != p.pos || e.Len < 0 || e.Off+e.Len > in.size {
 			return errs.Text("read extents", fmt.Sprintf("%d+%d", e.Off, e.Len), errs.Bug, "the source leaves a gap or goes beyond the end")
+		}
+		if e.Kind > ExtentUnchanged {
+			return errs.Text("read extents", fmt.Sprintf("%d+%d", e.Off, e.Len), errs.Bug, fmt.Sprintf("there is no kind %d", e.Kind))
 		}
 		if e.Kind == ExtentUnchanged && (in.old == nil || e.Off+e.Len > in.old.Root.Size) {
 			return errs.Text("read extents", fmt.Sprintf("%d+%d", e.Off, e.Len), errs.Bug, "unchanged where the parent has nothing")
@@ -212,7 +243,9 @@ type planner struct {
 func (p *planner) add(ctx context.Context, e Extent) error {
 	end := e.Off + e.Len
 	for p.pos < end {
-		if p.skip(e.Kind, end) {
+		if skipped, err := p.skip(ctx, e.Kind, end); err != nil {
+			return err
+		} else if skipped {
 			continue
 		}
 		leafEnd := (p.n + 1) * manifest.LeafSize
@@ -229,18 +262,35 @@ func (p *planner) add(ctx context.Context, e Extent) error {
 	return nil
 }
 
-// skip passes over whole leaves that need no look: the tree already says what the extent says.
-func (p *planner) skip(kind ExtentKind, end int64) bool {
-	same := kind == ExtentUnchanged && !p.in.rebuild ||
-		kind == ExtentZero && (p.in.old == nil || p.in.rebuild || p.in.old.Root.Data == 0)
+// skip passes over whole leaves that need no look: the tree already says what the extent says. Of the parent's tree it
+// looks only at inner pages, so that a large hole costs next to nothing.
+func (p *planner) skip(ctx context.Context, kind ExtentKind, end int64) (bool, error) {
 	whole := (end - p.pos) / manifest.LeafSize
-	if !same || whole == 0 || p.pos%manifest.LeafSize != 0 {
-		return false
+	if whole == 0 || p.pos%manifest.LeafSize != 0 {
+		return false, nil
+	}
+	switch {
+	case kind == ExtentUnchanged && !p.in.rebuild:
+	case kind == ExtentZero && (p.in.old == nil || p.in.rebuild):
+	case kind == ExtentZero:
+		next, err := p.in.old.NextData(ctx, p.n)
+		if err != nil {
+			return false, err
+		}
+		if next < p.in.old.Leaves() {
+			whole = min(whole, next-p.n)
+		}
+	default:
+		return false, nil
 	}
 	p.pos += whole * manifest.LeafSize
 	p.n += whole
-	return true
+	return whole > 0, nil
 }
+
+// extentCut is the last block of a disk that was shortened to the middle of it: the parent's content, but zeros behind
+// the end. It is no kind a source can give.
+const extentCut = ExtentUnchanged + 1
 
 // mark notes the kind of [from, to). A block with two kinds in it is data; the block at the very end of the disk takes
 // its padding's zeros along.
@@ -259,8 +309,11 @@ func (p *planner) mark(from, to int64, kind ExtentKind) {
 		if b == first && (from-base)%chunk.Grid != 0 && p.kinds[b] != kind {
 			k = ExtentData
 		}
-		p.kinds[b] = k
 		p.seen[k] = true
+		if k == ExtentUnchanged && p.in.rebuild && (p.n*manifest.LeafSize)+(b+1)*chunk.Grid > p.in.size {
+			k = extentCut
+		}
+		p.kinds[b] = k
 	}
 }
 
@@ -289,6 +342,7 @@ func (p *planner) flush(ctx context.Context) error {
 
 // write appends the new chunks of a leaf and puts the leaf into the tree.
 func (in *ingest) write(ctx context.Context, n int64, pieces []piece) error {
+	defer release(pieces)
 	var l manifest.Leaf
 	for i := range pieces {
 		p := &pieces[i]
@@ -297,11 +351,11 @@ func (in *ingest) write(ctx context.Context, n int64, pieces []piece) error {
 		}
 		if p.fresh {
 			place, err := in.x.keepChunk(ctx, p.digest, p.data, p.size)
-			p.data.Release()
 			if err != nil {
 				return err
 			}
 			p.place = place
+			p.data.Release() // now, for the workers to use again
 		}
 		if k := len(l) - 1; p.id.IsZero() && k >= 0 && l[k].IsZero() {
 			l[k].End = uint16(p.end)
@@ -335,18 +389,22 @@ func newWorker(in *ingest) *worker {
 
 // leaf turns a job into pieces. Old chunks that no change touches are kept; what lies between them is read, the
 // unchanged parts of it from the parent point, and cut anew.
-func (w *worker) leaf(ctx context.Context, j *job) ([]piece, error) {
+func (w *worker) leaf(ctx context.Context, j *job) (out []piece, err error) {
 	if j.kinds == nil {
 		return nil, nil
 	}
+	defer func() {
+		if err != nil {
+			release(out)
+			out = nil
+		}
+	}()
 	var old manifest.Leaf
 	if w.in.old != nil && j.n < w.in.old.Leaves() {
-		var err error
 		if old, err = w.in.old.Leaf(ctx, j.n); err != nil {
 			return nil, err
 		}
 	}
-	var out []piece
 	dirty := -1 // first block of the open span
 	for b := 0; b < manifest.LeafBlocks; {
 		e, start := old.Find(b)
@@ -357,11 +415,10 @@ func (w *worker) leaf(ctx context.Context, j *job) ([]piece, error) {
 		}
 		if !touched(j.kinds, start, end, e.IsZero()) {
 			if dirty >= 0 {
-				pieces, err := w.span(ctx, j, old, dirty, start)
-				if err != nil {
-					return nil, err
+				if out, err = w.span(ctx, j, old, dirty, start, out); err != nil {
+					return out, err
 				}
-				out, dirty = append(out, pieces...), -1
+				dirty = -1
 			}
 			out = append(out, piece{end: end, id: e.ID, place: e.Place})
 		} else if dirty < 0 {
@@ -370,13 +427,9 @@ func (w *worker) leaf(ctx context.Context, j *job) ([]piece, error) {
 		b = end
 	}
 	if dirty >= 0 {
-		pieces, err := w.span(ctx, j, old, dirty, manifest.LeafBlocks)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, pieces...)
+		out, err = w.span(ctx, j, old, dirty, manifest.LeafBlocks, out)
 	}
-	return out, nil
+	return out, err
 }
 
 // zeroCell is the grain, in blocks, at which a run of zeros in the parent is entered: a write into a large hole must not
@@ -393,8 +446,8 @@ func touched(kinds *blockKinds, start, end int, zero bool) bool {
 	return false
 }
 
-// span reads the blocks [from, to) of a leaf and cuts them.
-func (w *worker) span(ctx context.Context, j *job, old manifest.Leaf, from, to int) ([]piece, error) {
+// span reads the blocks [from, to) of a leaf, cuts them and appends the pieces to out.
+func (w *worker) span(ctx context.Context, j *job, old manifest.Leaf, from, to int, out []piece) ([]piece, error) {
 	buf := w.buf[:(to-from)*chunk.Grid]
 	base := j.n * manifest.LeafSize
 	for b := from; b < to; {
@@ -404,15 +457,14 @@ func (w *worker) span(ctx context.Context, j *job, old manifest.Leaf, from, to i
 		}
 		part := buf[(b-from)*chunk.Grid : (end-from)*chunk.Grid]
 		if err := w.fill(ctx, j.kinds[b], part, base+int64(b)*chunk.Grid); err != nil {
-			return nil, err
+			return out, err
 		}
 		b = end
 	}
-	var out []piece
 	pos := from
 	w.cut.Cut(base+int64(from)*chunk.Grid, buf, func(n int) {
 		data := buf[(pos-from)*chunk.Grid:][:n]
-		out = append(out, w.piece(old, pos, data))
+		out = append(out, w.piece(ctx, old, pos, data))
 		pos += n / chunk.Grid
 	})
 	return out, nil
@@ -432,7 +484,7 @@ func (w *worker) fill(ctx context.Context, kind ExtentKind, part []byte, off int
 		return nil
 	}
 	read := w.in.src.ReadAt
-	if kind == ExtentUnchanged {
+	if kind == ExtentUnchanged || kind == extentCut {
 		read = w.in.oldImage.ReadAt
 	}
 	n, err := read(ctx, part, off)
@@ -448,7 +500,7 @@ func (w *worker) fill(ctx context.Context, kind ExtentKind, part []byte, off int
 }
 
 // piece names one chunk's content and compresses it if nobody has seen it before.
-func (w *worker) piece(old manifest.Leaf, start int, data []byte) piece {
+func (w *worker) piece(ctx context.Context, old manifest.Leaf, start int, data []byte) piece {
 	p := piece{end: start + len(data)/chunk.Grid, size: len(data)}
 	if isZero(data) {
 		return p
@@ -457,11 +509,11 @@ func (w *worker) piece(old manifest.Leaf, start int, data []byte) piece {
 	w.mac.Write(data)
 	w.mac.Sum(p.digest[:0])
 	p.id = p.digest.ID()
-	if e, s := old.Find(start); s == start && int(e.End) == p.end && e.ID == p.id {
+	if e, s := old.Find(start); s == start && int(e.End) == p.end && e.ID == p.id && w.in.x.s.holds(ctx, p.id, e.Place) {
 		p.place, p.known = e.Place, true
 		return p
 	}
-	if place, ok := w.in.x.known(p.id); ok {
+	if place, ok := w.in.x.known(ctx, p.id); ok {
 		p.place, p.known = place, true
 		return p
 	}

@@ -34,7 +34,11 @@ func lockStore(d disk.Disk, dir string) (*storeLock, error) {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		who, _ := io.ReadAll(io.LimitReader(f, 200))
 		_ = f.Close()
-		return nil, errs.Text("lock", dir, errs.Busy, "another process writes to the store: "+strings.TrimSpace(string(who))).
+		name := strings.TrimSpace(string(who))
+		if name == "" { // it has the lock, and has not written its name yet or has taken it out again
+			name = "it is just beginning or ending"
+		}
+		return nil, errs.Text("lock", dir, errs.Busy, "another process writes to the store: "+name).
 			WithNext("Wait until it has ended. Listing, serving, mounting and exporting work meanwhile.")
 	}
 	if err != nil {

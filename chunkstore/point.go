@@ -36,7 +36,7 @@ func (id PointID) Valid() bool {
 type Point struct {
 	ID     PointID
 	Time   time.Time         // UTC, when the content was true
-	Labels map[string]string // the store gives them no meaning
+	Labels map[string]string // UTF-8; the store gives them no meaning
 	Config []byte            // opaque to the store; may be empty
 	Disks  []Disk            // ascending by Number
 }
@@ -122,6 +122,10 @@ func encodePoint(key [32]byte, p *Point) ([]byte, error) {
 	plain, err := json.Marshal(j)
 	if err != nil {
 		return nil, errs.New("encode point", string(p.ID), errs.Bug, err)
+	}
+	if pointHeader+len(plain)+16 > pointMaxSize {
+		return nil, errs.Text("encode point", string(p.ID), errs.Invalid,
+			fmt.Sprintf("labels and configuration make a record of %d bytes, more than can be read back", len(plain)))
 	}
 	head := make([]byte, pointHeader, pointHeader+len(plain)+16)
 	copy(head, pointMagic)

@@ -2,7 +2,9 @@ package chunkstore
 
 import (
 	"context"
+	"maps"
 	"os"
+	"slices"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/index"
 	"github.com/holdfast-backup/holdfast/chunkstore/pack"
@@ -32,7 +34,7 @@ func (s *Store) recover(ctx context.Context) error {
 	for _, m := range marks {
 		indexed[m.Pack] = true
 	}
-	for number := range exist {
+	for _, number := range slices.Sorted(maps.Keys(exist)) {
 		if !indexed[number] {
 			if err := s.indexExisting(ctx, number); err != nil {
 				return err
@@ -92,12 +94,19 @@ func (s *Store) finishPack(ctx context.Context, kind pack.Kind, name string) (bo
 	case errs.Is(err, errs.NoSpace):
 		s.log.Warn("no space to finish the pack of a killed backup, removing it", "pack", name)
 		return false, s.b.Remove(ctx, name)
-	case errs.Is(err, errs.Corrupt):
-		// No point can refer to it. It stays for people to look at, and must not keep the store shut.
-		s.log.Error("the unfinished pack of a killed backup is damaged, leaving it aside", "pack", name, "err", err)
+	case unusable(err):
+		// No point can refer to it. It stays for people to look at, and must not keep the store shut. Its number counts
+		// as given out for as long as it lies there.
+		s.log.Error("an unfinished pack cannot be finished, leaving it aside", "pack", name, "err", err)
 		return false, nil
 	}
 	return false, err
+}
+
+// unusable tells whether an error says that the file is not a pack of this store, whoever tries: damaged, of another
+// store or key, or written by a newer version. One such file must not keep the store from being opened.
+func unusable(err error) bool {
+	return errs.Is(err, errs.Corrupt) || errs.Is(err, errs.Invalid) || errs.Is(err, errs.Denied) || errs.Is(err, errs.Unsupported)
 }
 
 func missing(marks []index.PackMark, exist map[uint32]bool) (lost []uint32) {
@@ -140,8 +149,8 @@ func (s *Store) indexExisting(ctx context.Context, number uint32) error {
 		dir, err = p.Directory()
 		return err
 	})
-	if errs.Is(err, errs.Corrupt) {
-		s.log.Error("a pack's directory is damaged, its chunks are not indexed", "pack", number, "err", err)
+	if err != nil && unusable(err) {
+		s.log.Error("a pack's directory cannot be used, its chunks are not indexed", "pack", number, "err", err)
 		return nil
 	}
 	if err != nil {

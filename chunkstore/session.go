@@ -2,7 +2,9 @@ package chunkstore
 
 import (
 	"context"
+	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,15 +18,16 @@ import (
 // Session writes one restore point: Ingest its disks, then Commit, or Abort. Until Commit returns nil nobody sees
 // anything of it. Several sessions may run at once; one session is used by one goroutine.
 type Session struct {
-	s     *Store
-	point Point
-	data  *packer
-	meta  *packer
-	stats Stats
-	mu    sync.Mutex
-	fresh map[chunk.ID]chunk.Place // written by this session and not yet in the index
-	batch []index.Entry            // the same, of the open pack, in order
-	done  bool
+	s      *Store
+	point  Point
+	data   *packer
+	meta   *packer
+	stats  Stats
+	mu     sync.Mutex
+	fresh  map[chunk.ID]chunk.Place // written by this session and not yet in the index
+	batch  []index.Entry            // the same, of the open pack, in order
+	done   bool
+	broken error // why a disk could not be stored
 }
 
 // Stats counts what a session did, in bytes.
@@ -39,7 +42,7 @@ type Stats struct {
 func (s *Store) Begin(when time.Time, labels map[string]string, config []byte) *Session {
 	x := &Session{
 		s: s, fresh: map[chunk.ID]chunk.Place{},
-		point: Point{ID: NewPointID(), Time: when.UTC(), Labels: maps.Clone(labels), Config: config},
+		point: Point{ID: NewPointID(), Time: when.UTC(), Labels: maps.Clone(labels), Config: slices.Clone(config)},
 	}
 	x.data = &packer{s: s, kind: pack.Data, sealed: x.indexPack}
 	x.meta = &packer{s: s, kind: pack.Meta}
@@ -53,8 +56,20 @@ func (x *Session) Stats() Stats {
 	return st
 }
 
+// usable tells whether the session may go on.
+func (x *Session) usable(op string) error {
+	if x.done {
+		return errs.Text(op, string(x.point.ID), errs.Bug, "the session has ended")
+	}
+	if x.broken != nil {
+		return errs.New(op, string(x.point.ID), errs.Invalid, fmt.Errorf("a disk of the point could not be stored: %w", x.broken)).
+			WithNext("Run the backup again: what was stored so far is found then.")
+	}
+	return nil
+}
+
 // known finds a chunk that is in the store already. A damaged index counts as "no": the chunk is stored once more.
-func (x *Session) known(id chunk.ID) (chunk.Place, bool) {
+func (x *Session) known(ctx context.Context, id chunk.ID) (chunk.Place, bool) {
 	x.mu.Lock()
 	p, ok := x.fresh[id]
 	x.mu.Unlock()
@@ -66,7 +81,7 @@ func (x *Session) known(id chunk.ID) (chunk.Place, bool) {
 		x.s.log.Warn("index read failed, storing the chunk once more", "err", err)
 		return chunk.Place{}, false
 	}
-	return p, ok
+	return p, ok && x.s.holds(ctx, id, p)
 }
 
 // keepChunk appends a chunk, unless this session has written it meanwhile.
@@ -126,8 +141,8 @@ func (p pages) Put(ctx context.Context, d chunk.Digest, page []byte) (chunk.Plac
 // Commit makes the point visible and durable and returns it. The order is the store's promise: data packs are sealed,
 // then indexed; then the manifest's pages are sealed; then the record, whose appearance is the only commit point.
 func (x *Session) Commit(ctx context.Context) (*Point, error) {
-	if x.done {
-		return nil, errs.Text("commit point", string(x.point.ID), errs.Bug, "the session has ended")
+	if err := x.usable("commit point"); err != nil {
+		return nil, err
 	}
 	p, err := x.commit(ctx)
 	if err != nil {
@@ -153,10 +168,23 @@ func (x *Session) commit(ctx context.Context) (*Point, error) {
 		return nil, err
 	}
 	if err := x.s.b.Put(ctx, pointName(x.point.ID), record); err != nil {
+		x.retract(ctx, err)
 		return nil, err
 	}
 	x.stats.StoredBytes += int64(len(record))
 	return &x.point, nil
+}
+
+// retract removes a record whose Put failed: if only its last sync did, the record is there, and nobody may see a point
+// that was not committed. If that fails too, a point is seen that is whole all the same.
+func (x *Session) retract(ctx context.Context, why error) {
+	if errs.Is(why, errs.Exists) {
+		return // somebody else's
+	}
+	err := x.s.b.Remove(context.WithoutCancel(ctx), pointName(x.point.ID))
+	if err != nil && !errs.Is(err, errs.NotFound) {
+		x.s.log.Warn("the record of a failed point may be left", "point", string(x.point.ID), "err", err)
+	}
 }
 
 // Abort ends the session without a point. Data packs that can still be sealed are kept: the next backup finds their

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"math"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -47,6 +48,9 @@ type Options struct {
 	CacheBytes int64        // of decoded frames; default 64 MiB
 	PackSize   int64        // bytes at which a pack is sealed; default 64 MiB
 	Logger     *slog.Logger // nil: silent
+	// KeepKit, if not nil, is given the recovery kit by Create before there is a store that needs it. An error ends
+	// Create without a store.
+	KeepKit func(kit []byte) error
 }
 
 func (o *Options) complete(dir string) {
@@ -80,24 +84,17 @@ func Create(ctx context.Context, dir string, passphrase []byte, work int, o Opti
 	if err := o.Disk.MkdirAll(dir); err != nil {
 		return fail(err)
 	}
+	// Look before locking: a lock file in a folder that is something else would be litter.
+	if err := vacant(o.Disk, dir, true); err != nil {
+		return fail(err)
+	}
 	lock, err := lockStore(o.Disk, dir)
 	if err != nil {
 		return fail(err)
 	}
 	defer lock.Close()
-	names, err := o.Disk.ReadDir(dir)
-	if err != nil {
+	if err := vacant(o.Disk, dir, false); err != nil {
 		return fail(err)
-	}
-	for _, n := range names {
-		if n.Name() == superblockName {
-			return fail(errs.Text("use folder", dir, errs.Exists, "there is a store in it already").
-				WithNext("Use it as it is, or choose another folder."))
-		}
-		if n.Name() != lockName && n.Name() != "keys" && n.Name() != "lost+found" {
-			return fail(errs.Text("use folder", dir, errs.Exists, "it is not empty: it holds "+n.Name()).
-				WithNext("Choose an empty folder, or one that does not exist yet."))
-		}
 	}
 	key, err := keys.New()
 	if err != nil {
@@ -122,10 +119,46 @@ func Create(ctx context.Context, dir string, passphrase []byte, work int, o Opti
 	if err := b.Replace(ctx, keyName, wrapped); err != nil {
 		return fail(err)
 	}
+	kit := keys.FormatKit(key, [16]byte(s.UUID), s.Created)
+	if o.KeepKit != nil {
+		if err := o.KeepKit(kit); err != nil {
+			return fail(err)
+		}
+	}
 	if err := b.Put(ctx, superblockName, raw); err != nil {
+		// If only the last sync failed, the superblock is there: a store whose recovery kit nobody has seen.
+		_ = b.Remove(context.WithoutCancel(ctx), superblockName)
 		return fail(err)
 	}
-	return &Created{s, keys.FormatKit(key, [16]byte(s.UUID), s.Created)}, nil
+	return &Created{s, kit}, nil
+}
+
+// vacant fails if a store cannot be made in dir: it may hold only what a Create that was cut short leaves behind, and,
+// if orStore, a whole store, about which the lock is asked first.
+func vacant(d disk.Disk, dir string, orStore bool) error {
+	entries, err := d.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	stranger := ""
+	for _, e := range entries {
+		switch e.Name() {
+		case superblockName:
+			if orStore {
+				return nil
+			}
+			return errs.Text("use folder", dir, errs.Exists, "there is a store in it already").
+				WithNext("Use it as it is, or choose another folder.")
+		case lockName, path.Dir(keyName), superblockName + disk.TempSuffix, "lost+found":
+		default:
+			stranger = e.Name()
+		}
+	}
+	if stranger != "" {
+		return errs.Text("use folder", dir, errs.Exists, "it is not empty: it holds "+stranger).
+			WithNext("Choose an empty folder, or one that does not exist yet.")
+	}
+	return nil
 }
 
 // OpenReader opens a store for reading.
@@ -159,6 +192,7 @@ type Store struct {
 	log      *slog.Logger
 	codec    pack.Codec
 	cutter   cut.Cutter
+	dirs     *directories
 	packSize int64
 	mu       sync.Mutex // guards last
 	last     uint32     // the highest pack number ever given out
@@ -183,6 +217,9 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	}
 	s := &Store{Reader: r, lock: lock, log: o.Logger, indexDir: o.IndexDir, codec: codecs[r.super.Compression], packSize: o.PackSize}
 	if s.cutter, err = cut.ByName(r.super.Cutter); err == nil {
+		s.dirs, err = newDirectories()
+	}
+	if err == nil {
 		err = s.openIndex()
 	}
 	if err == nil {

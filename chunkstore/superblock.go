@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/backend"
@@ -150,6 +151,9 @@ func readObject(ctx context.Context, b backend.Backend, name string, limit int64
 	}
 	buf := make([]byte, o.Size())
 	if n, err := o.ReadAt(buf, 0); n != len(buf) {
+		if err == nil || err == io.EOF {
+			return nil, errs.Text("read", name, errs.Corrupt, "it became shorter while it was read")
+		}
 		return nil, errs.Wrap("read", name, err)
 	}
 	return buf, nil
