@@ -10,11 +10,11 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -59,17 +59,18 @@ func Run(ctx context.Context, w World) int {
 	if err == nil {
 		return exitOK
 	}
-	var p *partial
-	if errors.As(err, &p) {
-		fmt.Fprintln(w.Stderr, "holdfast: "+p.text)
-		return p.code
-	}
-	fmt.Fprintln(w.Stderr, "holdfast: "+err.Error())
-	if next := errs.NextStep(err); next != "" {
-		fmt.Fprintln(w.Stderr, "  "+next)
-	}
+	a.complain(err.Error(), nextStep(err))
 	return exitCode(ctx, err)
 }
+
+// complain prints the two lines of an error.
+func (a *app) complain(what, next string) {
+	fmt.Fprintln(a.Stderr, "holdfast: "+oneLine.Replace(what))
+	fmt.Fprintln(a.Stderr, "  "+oneLine.Replace(next))
+}
+
+// oneLine keeps a message on its line: joined errors and names of files can have several.
+var oneLine = strings.NewReplacer("\n", "; ", "\r", " ")
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
@@ -80,10 +81,17 @@ func (a *app) root() *cobra.Command {
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if a.output != "table" && a.output != "json" {
-				return usage("-o " + a.output + ": the output is table or json")
+				return usage("holdfast", "-o "+a.output+": the output is table or json")
 			}
 			return nil
 		},
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return c.Help()
+			}
+			return unknownCommand(c, args[0])
+		},
+		Args: cobra.ArbitraryArgs,
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&a.storeDir, "store", a.Getenv("HOLDFAST_STORE"), "folder of the store (HOLDFAST_STORE)")
@@ -92,7 +100,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVarP(&a.output, "output", "o", "table", "table or json")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "tell what is done")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usage(err.Error() + " (see " + c.CommandPath() + " --help)")
+		return usage(c.CommandPath(), err.Error())
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(a.initCommand(), a.diskCommand(), a.pointCommand(), a.mountCommand(), a.storeCommand(), a.versionCommand())
@@ -103,9 +111,9 @@ func (a *app) root() *cobra.Command {
 func group(use, short string, sub ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, RunE: func(c *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return usage(c.CommandPath() + " has no subcommand " + args[0] + " (see " + c.CommandPath() + " --help)")
+			return unknownCommand(c, args[0])
 		}
-		return usage(c.CommandPath() + " needs a subcommand (see " + c.CommandPath() + " --help)")
+		return usage(c.CommandPath(), c.CommandPath()+" needs a subcommand")
 	}}
 	c.AddCommand(sub...)
 	return c
@@ -115,13 +123,25 @@ func group(use, short string, sub ...*cobra.Command) *cobra.Command {
 func exactly(n int, what string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) != n {
-			return usage(fmt.Sprintf("%s takes %s, not %d arguments (see %s --help)", c.CommandPath(), what, len(args), c.CommandPath()))
+			return usage(c.CommandPath(), fmt.Sprintf("it takes %s, not %d arguments", what, len(args)))
 		}
 		return nil
 	}
 }
 
-func usage(text string) error { return errs.Text("read command line", "", errs.Invalid, text) }
+func unknownCommand(c *cobra.Command, name string) error {
+	text := c.CommandPath() + " has no command " + name
+	c.SuggestionsMinimumDistance = 2
+	if like := c.SuggestionsFor(name); len(like) > 0 {
+		text += "; did you mean " + strings.Join(like, " or ") + "?"
+	}
+	return usage(c.CommandPath(), text)
+}
+
+// usage is the error for a command line that makes no sense; command is the path of the one whose help says more.
+func usage(command, text string) error {
+	return errs.Text("read command line", "", errs.Invalid, text).WithNext("See `" + command + " --help`.")
+}
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{Use: "version", Short: "Print the version", Args: exactly(0, "no arguments"),
@@ -143,13 +163,13 @@ func (a *app) logger() *slog.Logger {
 
 func (a *app) storePath() (string, error) {
 	if a.storeDir == "" {
-		return "", usage("no store was named: use --store DIR or set HOLDFAST_STORE")
+		return "", usage("holdfast", "no store was named: use --store DIR or set HOLDFAST_STORE")
 	}
 	return a.storeDir, nil
 }
 
-func (a *app) options() chunkstore.Options {
-	return chunkstore.Options{Unlock: chunkstore.WithPassphrase(func() ([]byte, error) { return a.passphrase(false) }), Logger: a.logger()}
+func (a *app) options(ctx context.Context) chunkstore.Options {
+	return chunkstore.Options{Unlock: chunkstore.WithPassphrase(func() ([]byte, error) { return a.passphrase(ctx, false) }), Logger: a.logger()}
 }
 
 func (a *app) reader(ctx context.Context) (*chunkstore.Reader, error) {
@@ -157,7 +177,7 @@ func (a *app) reader(ctx context.Context) (*chunkstore.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	return chunkstore.OpenReader(ctx, dir, a.options())
+	return chunkstore.OpenReader(ctx, dir, a.options(ctx))
 }
 
 func (a *app) writer(ctx context.Context) (*chunkstore.Store, error) {
@@ -165,11 +185,11 @@ func (a *app) writer(ctx context.Context) (*chunkstore.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return chunkstore.Open(ctx, dir, a.options())
+	return chunkstore.Open(ctx, dir, a.options(ctx))
 }
 
 // passphrase reads the passphrase from its file, or asks for it on a terminal; twice if it is a new one.
-func (a *app) passphrase(fresh bool) ([]byte, error) {
+func (a *app) passphrase(ctx context.Context, fresh bool) ([]byte, error) {
 	const op = "read passphrase"
 	if a.passphraseFile != "" {
 		return node.ReadPassphrase(a.passphraseFile)
@@ -178,20 +198,46 @@ func (a *app) passphrase(fresh bool) ([]byte, error) {
 		return nil, errs.Text(op, "", errs.Invalid, "there is no terminal to ask on").
 			WithNext("Name a file that holds it: --passphrase-file F, or HOLDFAST_PASSPHRASE_FILE.")
 	}
-	p, err := a.ask("Passphrase: ")
+	p, err := a.ask(ctx, "Passphrase: ")
 	if err != nil || !fresh {
 		return p, err
 	}
-	again, err := a.ask("The same again: ")
+	again, err := a.ask(ctx, "The same again: ")
 	if err == nil && string(again) != string(p) {
-		err = errs.Text(op, "", errs.Invalid, "the two are not the same; nothing was made")
+		err = errs.Text(op, "", errs.Invalid, "the two are not the same; nothing was made").WithNext("Run the same command again.")
 	}
 	return p, err
 }
 
-func (a *app) ask(prompt string) ([]byte, error) {
+// ask reads a line without showing it. An interruption ends the question; the read that waits is left behind, with the
+// terminal as it was.
+func (a *app) ask(ctx context.Context, prompt string) ([]byte, error) {
+	const op = "read passphrase"
+	fd := int(a.Stdin.Fd())
+	before, err := term.GetState(fd)
+	if err != nil {
+		return nil, errs.Wrap(op, "", err)
+	}
+	type answer struct {
+		text []byte
+		err  error
+	}
+	got := make(chan answer, 1)
 	fmt.Fprint(a.Stderr, prompt)
-	p, err := term.ReadPassword(int(a.Stdin.Fd()))
-	fmt.Fprintln(a.Stderr)
-	return p, errs.Wrap("read passphrase", "", err)
+	go func() {
+		p, err := term.ReadPassword(fd)
+		got <- answer{p, err}
+	}()
+	select {
+	case r := <-got:
+		fmt.Fprintln(a.Stderr)
+		if r.err == io.EOF {
+			return nil, errs.Text(op, "", errs.Invalid, "the terminal was closed")
+		}
+		return r.text, errs.Wrap(op, "", r.err)
+	case <-ctx.Done():
+		fmt.Fprintln(a.Stderr)
+		_ = term.Restore(fd, before) // the process ends in any case
+		return nil, errs.Wrap(op, "", ctx.Err())
+	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/holdfast-backup/holdfast/appliance/node"
 	"github.com/holdfast-backup/holdfast/chunkstore"
 	"github.com/holdfast-backup/holdfast/fs/synthetic"
+	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
 func (a *app) diskCommand() *cobra.Command {
@@ -81,6 +82,7 @@ func (a *app) pointCommand() *cobra.Command {
 	rm := &cobra.Command{
 		Use: "rm POINT", Short: "Remove a restore point", Args: exactly(1, "a point"),
 		Long: "Remove a restore point. Points share what they have in common, so other points are not touched.\n" +
+			"A point whose record is damaged must be named by its whole id.\n" +
 			"The space that only this point used is not given back yet: reclaiming it is not part of this version.",
 		RunE: func(c *cobra.Command, args []string) error { return a.removePoint(c.Context(), args[0]) },
 	}
@@ -118,7 +120,7 @@ func (a *app) listPoints(ctx context.Context) error {
 	}
 	defer r.Close()
 	points, bad := r.Points(ctx)
-	if points == nil && len(bad) > 0 {
+	if points == nil && len(bad) > 0 && !errs.Is(bad[0], errs.Corrupt) {
 		return bad[0]
 	}
 	out := []pointJSON{}
@@ -147,7 +149,8 @@ func (a *app) listPoints(ctx context.Context) error {
 		a.note("holdfast: " + err.Error())
 	}
 	if len(bad) > 0 {
-		return &partial{exitPartial, fmt.Sprintf("%d points cannot be read and are not listed", len(bad))}
+		return &partial{exitPartial, count(int64(len(bad)), "point") + " cannot be read, and not listed; all others are above",
+			"See `holdfast store verify`; put back a record from a copy of the store, or remove it with `holdfast point rm`."}
 	}
 	return nil
 }
@@ -201,15 +204,19 @@ func (a *app) removePoint(ctx context.Context, name string) error {
 		return err
 	}
 	defer s.Close()
+	id, what := chunkstore.PointID(name), "whose record was damaged"
 	p, err := node.ResolvePoint(ctx, s, name, a.Now())
-	if err != nil {
+	switch {
+	case err == nil:
+		id, what = p.ID, "of "+node.VMOf(p)+", "+when(p.Time)
+	case !errs.Is(err, errs.Corrupt) || !id.Valid():
 		return err
 	}
-	if err := s.RemovePoint(ctx, p.ID); err != nil {
+	if err := s.RemovePoint(ctx, id); err != nil {
 		return err
 	}
-	return a.print(map[string]string{"point": string(p.ID)}, func(w io.Writer) {
-		fmt.Fprintf(w, "Removed point %s of %s, %s.\n", p.ID, node.VMOf(p), when(p.Time))
+	return a.print(map[string]string{"point": string(id)}, func(w io.Writer) {
+		fmt.Fprintf(w, "Removed point %s, %s.\n", id, what)
 	})
 }
 
@@ -222,7 +229,7 @@ func (a *app) exportCommand() *cobra.Command {
 		Long: "Write a disk of a restore point to FILE, sparse, with the exact size and bytes it had when it was stored.",
 		RunE: func(c *cobra.Command, args []string) (err error) {
 			if o.To == "" {
-				return usage("no file was named: use --to FILE")
+				return usage(c.CommandPath(), "no file was named: use --to FILE")
 			}
 			if o.Format, err = synthetic.ParseFormat(format); err != nil {
 				return err

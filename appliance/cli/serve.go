@@ -25,6 +25,9 @@ func (a *app) serveCommand() *cobra.Command {
 			"ready it prints one line of JSON with the URLs of the disks. SIGUSR1 makes it print its counters as one more.\n" +
 			"The point itself is never changed: what is written lies in an overlay, which is dropped at the end.",
 		RunE: func(c *cobra.Command, args []string) (err error) {
+			if o.Addr == "" {
+				return usage(c.CommandPath(), "no address was named: use --nfs ADDR:PORT")
+			}
 			if o.Format, err = synthetic.ParseFormat(format); err != nil {
 				return err
 			}
@@ -32,7 +35,7 @@ func (a *app) serveCommand() *cobra.Command {
 				o.Disks = []int{number}
 			}
 			if o.Overlay != "" && !o.Writable {
-				return usage("--overlay is for what is written: say --writable too")
+				return usage(c.CommandPath(), "--overlay is for what is written: say --writable too")
 			}
 			if o.Allow, err = parseAllow(allow); err != nil {
 				return err
@@ -48,14 +51,13 @@ func (a *app) serveCommand() *cobra.Command {
 	f.StringVar(&format, "format", "qcow2", "qcow2 (computed on the fly) or raw")
 	f.IntVar(&number, "disk", 0, "number of the disk (default: all)")
 	f.StringSliceVar(&allow, "allow", nil, "networks or addresses that may connect (default: this machine and the networks that ADDR lies in)")
-	_ = c.MarkFlagRequired("nfs") // the name is right: it stands three lines above
 	return c
 }
 
 func parseAllow(texts []string) ([]netip.Prefix, error) {
 	nets, err := config.ParseNetworks(texts)
 	if err != nil {
-		return nil, usage("--allow: " + err.Error())
+		return nil, usage("holdfast point serve", "--allow: "+err.Error())
 	}
 	return nets, nil
 }

@@ -2,109 +2,16 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-backup/holdfast/appliance/node"
 	"github.com/holdfast-backup/holdfast/chunkstore"
-	"github.com/holdfast-backup/holdfast/chunkstore/keys"
-	"github.com/holdfast-backup/holdfast/internal/disk"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
-
-func (a *app) initCommand() *cobra.Command {
-	var kit string
-	c := &cobra.Command{
-		Use: "init DIR", Short: "Make a store", Args: exactly(1, "the folder of the new store"),
-		Long: "Make a store in DIR, which must be empty or not exist, and write its recovery kit to a file beside it.\n" +
-			"The kit opens the store without the passphrase: print it, or keep it on another machine.",
-		RunE: func(c *cobra.Command, args []string) error { return a.init(c.Context(), args[0], kit) },
-	}
-	c.Flags().StringVar(&kit, "kit", "", "file to write the recovery kit to (default DIR.kit)")
-	return c
-}
-
-func (a *app) init(ctx context.Context, dir, kit string) error {
-	dir = filepath.Clean(dir)
-	if kit == "" {
-		kit = dir + ".kit"
-	}
-	if err := checkKit(dir, kit); err != nil {
-		return err
-	}
-	pass, err := a.passphrase(true)
-	if err != nil {
-		return err
-	}
-	// The file is made first: a store whose kit could not be written would have to be made again.
-	f, err := os.OpenFile(kit, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, os.ErrExist) {
-		return errs.Text("write recovery kit", kit, errs.Exists, "the file exists").
-			WithNext("It may open another store: move it away, or name another file with --kit.")
-	}
-	if err != nil {
-		return errs.Wrap("write recovery kit", kit, err)
-	}
-	made, err := chunkstore.Create(ctx, dir, pass, keys.Work, chunkstore.Options{Logger: a.logger()})
-	if err == nil {
-		_, err = f.Write(made.Kit)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = disk.OS{}.SyncDir(filepath.Dir(kit))
-	}
-	if err != nil {
-		if made == nil {
-			_ = os.Remove(kit) // nothing in it opens anything
-		}
-		return errs.Wrap("make store", dir, err)
-	}
-	abs, err := filepath.Abs(dir)
-	if err != nil {
-		return errs.Wrap("make store", dir, err)
-	}
-	out := map[string]string{"store": abs, "uuid": made.Superblock.UUID.String(), "kit": kit}
-	return a.print(out, func(w io.Writer) {
-		fmt.Fprintf(w, "Made the store %s.\n", dir)
-		fmt.Fprintf(w, "Its recovery kit is in %s: it opens the store without the passphrase.\n", kit)
-		fmt.Fprintln(w, "Print it, or keep it on another machine; without it and the passphrase nothing can be restored.")
-	})
-}
-
-// checkKit refuses a kit that would be lost together with the store.
-func checkKit(dir, kit string) error {
-	d, err := filepath.Abs(dir)
-	if err != nil {
-		return errs.Wrap("make store", dir, err)
-	}
-	k, err := filepath.Abs(kit)
-	if err != nil {
-		return errs.Wrap("write recovery kit", kit, err)
-	}
-	if real, err := filepath.EvalSymlinks(filepath.Dir(k)); err == nil {
-		k = filepath.Join(real, filepath.Base(k))
-	}
-	if real, err := filepath.EvalSymlinks(d); err == nil {
-		d = real
-	}
-	if rel, err := filepath.Rel(d, k); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
-		return errs.Text("write recovery kit", kit, errs.Invalid, "it would lie inside the store, and be lost with it").
-			WithNext("Name a file elsewhere with --kit.")
-	}
-	return nil
-}
 
 func (a *app) storeCommand() *cobra.Command {
 	status := &cobra.Command{
@@ -113,7 +20,12 @@ func (a *app) storeCommand() *cobra.Command {
 	}
 	verify := &cobra.Command{
 		Use: "verify [POINT]", Short: "Read everything the points need and compare it with its digests",
-		Args: cobra.MaximumNArgs(1),
+		Args: func(c *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return exactly(1, "one point, or none for all of them")(c, args)
+			}
+			return nil
+		},
 		RunE: func(c *cobra.Command, args []string) error { return a.verify(c.Context(), args) },
 	}
 	return group("store", "Look after the store", status, verify)
@@ -175,7 +87,8 @@ func (a *app) status(ctx context.Context) error {
 		return err
 	}
 	if st.DamagedPoint > 0 {
-		return &partial{exitPartial, fmt.Sprintf("%d point records cannot be read; see `holdfast store verify`", st.DamagedPoint)}
+		return &partial{exitPartial, count(int64(st.DamagedPoint), "point record") + " cannot be read",
+			"See `holdfast store verify`; put back a record from a copy of the store, or remove it with `holdfast point rm`."}
 	}
 	return nil
 }
@@ -214,12 +127,6 @@ func (a *app) verify(ctx context.Context, args []string) error {
 		}
 		points, bad = []*chunkstore.Point{p}, nil
 	}
-	var data int64
-	for _, p := range points {
-		for _, d := range p.Disks {
-			data = max(data, d.Root.Data)
-		}
-	}
 	bar := a.progress()
 	v, err := r.Verify(ctx, points, func(v chunkstore.Verified) {
 		bar.show(func() string {
@@ -230,6 +137,11 @@ func (a *app) verify(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	return a.printVerified(v, bad)
+}
+
+// printVerified prints what was found, and makes an error of faults.
+func (a *app) printVerified(v chunkstore.Verified, bad []error) error {
 	out := verifyJSON{v.Points, v.Disks, v.Pages, v.Chunks, v.Bytes, []faultJSON{}, v.FaultCount + int64(len(bad))}
 	for _, err := range bad {
 		out.Faults = append(out.Faults, faultJSON{Off: -1, Text: err.Error()})
@@ -253,7 +165,8 @@ func (a *app) verify(ctx context.Context, args []string) error {
 		return err
 	}
 	if out.Count > 0 {
-		return &partial{exitCorrupt, fmt.Sprintf("%d faults were found; what is not named above can be restored", out.Count)}
+		return &partial{exitCorrupt, count(out.Count, "fault") + " found; what is not named above can be restored",
+			"Put the damaged files back from a copy of the store, and look at the health of its disk."}
 	}
 	return nil
 }

@@ -69,7 +69,8 @@ func Open(path string, format Format) (*Source, error) {
 }
 
 func open(path string, format Format) (*Source, error) {
-	f, err := os.Open(path)
+	// Not blocking: a pipe that nobody writes to must not hold us up before we have seen that it is one.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, errs.Text("open", path, errs.NotFound, "there is no such file").WithNext("Check the path of the image.")

@@ -56,10 +56,10 @@ func export(ctx context.Context, img *chunkstore.Image, o ExportOptions) error {
 		err = writeRaw(ctx, f, img, o.Progress)
 	}
 	if err == nil {
-		err = f.Sync()
+		err = ctx.Err() // a reader that stops early because of it need not say so
 	}
 	if err == nil {
-		err = f.Chmod(0o600)
+		err = f.Sync()
 	}
 	if err == nil {
 		err = moveTo(f.Name(), o.To, o.Force)

@@ -90,8 +90,9 @@ func Import(ctx context.Context, s *chunkstore.Store, o ImportOptions) (*ImportR
 			o.Progress(ImportProgress{src.Size(), p.DoneBytes, src.ReadBytes(), p.Stats})
 		}
 	})
-	if err == nil {
-		err = src.Unchanged()
+	// A file that changed explains every other failure, so that is what is told.
+	if changed := src.Unchanged(); changed != nil && ctx.Err() == nil {
+		err = changed
 	}
 	if err != nil {
 		return nil, errs.Wrap("import disk", o.File, err)

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	iofs "io/fs"
 	"os"
 	"path/filepath"
 
@@ -139,13 +138,10 @@ func (v *overlays) open(ctx context.Context, o *ServeOptions, number int, base f
 		Identity: fmt.Sprintf("point %s disk %d root %s as %s", o.Point.ID, number, d.Root.Digest, o.Format),
 		MaxBytes: o.MaxBytes,
 	}
-	begin := overlay.Create
-	if _, err := os.Stat(dir); err == nil {
-		begin = overlay.Open
-	} else if !errors.Is(err, iofs.ErrNotExist) {
-		return nil, errs.Wrap("open overlay", dir, err)
+	w, err := overlay.Open(ctx, disk.OS{}, dir, base, oo)
+	if errs.Is(err, errs.NotFound) { // none yet, or one whose making was cut short
+		w, err = overlay.Create(ctx, disk.OS{}, dir, base, oo)
 	}
-	w, err := begin(ctx, disk.OS{}, dir, base, oo)
 	if err != nil {
 		return nil, err
 	}

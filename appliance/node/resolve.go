@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sort"
 	"strconv"
@@ -36,27 +37,29 @@ func ResolvePoint(ctx context.Context, l Lister, text string, now time.Time) (*c
 	if i := strings.LastIndex(text, "@"); i > 0 {
 		return resolveWhen(points, text[:i], text[i+1:], now)
 	}
-	var found []*chunkstore.Point
+	prefix := strings.ToLower(text)
+	var found *chunkstore.Point
+	var damaged error
+	var ids []string
 	for _, p := range points {
-		if strings.HasPrefix(string(p.ID), strings.ToLower(text)) {
-			found = append(found, p)
+		if strings.HasPrefix(string(p.ID), prefix) {
+			found, ids = p, append(ids, string(p.ID))
+		}
+	}
+	for _, err := range bad {
+		var e *errs.Error
+		if errors.As(err, &e) && strings.HasPrefix(e.Subject, prefix) { // the subject of a bad record is its ID
+			damaged, ids = err, append(ids, e.Subject)
 		}
 	}
 	switch {
-	case len(found) == 1:
-		return found[0], nil
-	case len(found) > 1:
-		ids := make([]string, len(found))
-		for i, p := range found {
-			ids[i] = string(p.ID)
-		}
-		return nil, errs.Text(op, text, errs.Invalid, fmt.Sprintf("%d points begin with it", len(found))).
+	case len(ids) == 1 && damaged != nil:
+		return nil, damaged
+	case len(ids) == 1:
+		return found, nil
+	case len(ids) > 1:
+		return nil, errs.Text(op, text, errs.Invalid, fmt.Sprintf("%d points begin with it", len(ids))).
 			WithNext("Give more digits: " + strings.Join(ids[:min(len(ids), 5)], ", ") + ".")
-	}
-	for _, err := range bad {
-		if strings.Contains(err.Error(), text) {
-			return nil, err // it exists, and cannot be read
-		}
 	}
 	next := "See `holdfast point list`."
 	for _, p := range points {

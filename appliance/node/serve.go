@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -10,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-backup/holdfast/appliance"
 	"github.com/holdfast-backup/holdfast/chunkstore"
@@ -78,6 +81,9 @@ func Serve(ctx context.Context, r *chunkstore.Reader, o ServeOptions) (err error
 		}
 	}
 	ln, err := net.Listen("tcp", o.Addr)
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		return errs.Text(op, o.Addr, errs.Invalid, "this machine does not have that address").WithNext("See `ip address` for those it has.")
+	}
 	if err != nil {
 		return errs.New(op, o.Addr, errs.KindOf(err), err).WithNext("Choose another address or port, or end what uses it.")
 	}
