@@ -45,15 +45,16 @@ const (
 
 // VM is a virtual machine as lists show it.
 type VM struct {
-	ID         ID
-	Name       string
-	Status     VMStatus
-	Cluster    ID
-	Host       ID       // where it runs; "" when down
-	Tags       []string // names
-	Disks      []Attachment
-	MemoryMiB  int64
-	HostedHere bool // the hosted engine's own VM: never to be backed up through itself
+	ID          ID
+	Name        string
+	Status      VMStatus
+	Cluster     ID
+	Host        ID       // where it runs; "" when down
+	Tags        []string // names
+	Disks       []Attachment
+	MemoryMiB   int64
+	Description string
+	HostedHere  bool // the hosted engine's own VM: never to be backed up through itself
 }
 
 // Attachment is a disk as one VM has it.
