@@ -62,13 +62,12 @@ type Parent struct {
 // maxWorkers processors. After an error the session can only be aborted: a point without one of its disks would look
 // like a whole one.
 func (x *Session) Ingest(ctx context.Context, number int, src Source, parent *Parent, progress func(Progress)) error {
-	err := x.usable("store disk")
-	if err == nil {
-		if err = x.ingest(ctx, number, src, parent, progress); err != nil {
-			x.broken = err
-		}
+	const op = "store disk"
+	if err := x.usable(op); err != nil {
+		return errs.Wrap(op, fmt.Sprint(number), err)
 	}
-	return errs.Wrap("store disk", fmt.Sprint(number), err)
+	x.broken = errs.Wrap(op, fmt.Sprint(number), x.ingest(ctx, number, src, parent, progress))
+	return x.broken
 }
 
 func (x *Session) ingest(ctx context.Context, number int, src Source, parent *Parent, progress func(Progress)) error {
