@@ -60,7 +60,7 @@ func (s *Store) holds(ctx context.Context, id chunk.ID, at chunk.Place) bool {
 }
 
 // loadDirectory returns an empty directory for a pack that is missing or damaged, so that it is looked at and told of
-// once, not once for each of its chunks.
+// once, not once for each of its chunks. That is not so for a number that may be given out yet: the pack comes to be.
 func (s *Store) loadDirectory(ctx context.Context, number uint32) ([]dirPlace, error) {
 	var out []dirPlace
 	err := s.packs.use(ctx, packKey{pack.Data, number}, func(p *pack.Reader) error {
@@ -70,7 +70,7 @@ func (s *Store) loadDirectory(ctx context.Context, number uint32) ([]dirPlace, e
 		}
 		return err
 	})
-	if err != nil && unusable(err) {
+	if err != nil && unusable(err) && number <= s.opened {
 		s.log.Error("the index or a parent names a pack that cannot be used, its chunks are stored again as they are met",
 			"pack", number, "err", err)
 		return nil, nil

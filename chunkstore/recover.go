@@ -19,6 +19,7 @@ func (s *Store) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.opened = s.last
 	marks, err := s.index.Packs()
 	if err != nil {
 		return err

@@ -103,7 +103,8 @@ func (x *Session) keepChunk(ctx context.Context, d chunk.Digest, c pack.Compress
 	x.batch = append(x.batch, index.Entry{ID: d.ID(), Place: p})
 	x.stats.NewBytes += int64(plain)
 	x.stats.NewChunks++
-	return p, nil
+	// Only now, with this chunk in the batch: the seal puts the batch into the index as all that the pack holds.
+	return p, x.data.sealIfFull()
 }
 
 // indexPack runs when a data pack is sealed: only now may others find its chunks.
@@ -135,7 +136,11 @@ func (p pages) Digest(page []byte) (chunk.Digest, error) {
 func (p pages) Put(ctx context.Context, d chunk.Digest, page []byte) (chunk.Place, error) {
 	c := pack.Compress(p.x.s.codec, page)
 	defer c.Release()
-	return p.x.meta.append(ctx, d, c)
+	place, err := p.x.meta.append(ctx, d, c)
+	if err == nil {
+		err = p.x.meta.sealIfFull()
+	}
+	return place, err
 }
 
 // Commit makes the point visible and durable and returns it. The order is the store's promise: data packs are sealed,
@@ -220,13 +225,18 @@ func (p *packer) append(ctx context.Context, d chunk.Digest, c pack.Compressed) 
 		}
 	}
 	place, err := p.w.Append(d, c)
-	if err == nil && p.w.Size() >= p.s.packSize {
-		err = p.seal()
-	}
 	if err != nil {
 		p.failed = true
 	}
 	return place, err
+}
+
+// sealIfFull seals the open pack if it has reached its size.
+func (p *packer) sealIfFull() error {
+	if p.w == nil || p.w.Size() < p.s.packSize {
+		return nil
+	}
+	return p.seal()
 }
 
 func (p *packer) begin(ctx context.Context) error {

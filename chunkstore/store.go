@@ -194,6 +194,7 @@ type Store struct {
 	cutter   cut.Cutter
 	dirs     *directories
 	packSize int64
+	opened   uint32     // the highest pack number when the store was opened
 	mu       sync.Mutex // guards last
 	last     uint32     // the highest pack number ever given out
 }

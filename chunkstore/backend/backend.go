@@ -66,3 +66,9 @@ type Resumer interface {
 type Replacer interface {
 	Replace(ctx context.Context, name string, data []byte) error
 }
+
+// Sweeper is implemented by backends where a Put that was cut short leaves something behind that has no name.
+type Sweeper interface {
+	// Sweep takes that away below a folder. Only the one writer may call it, while no Put runs.
+	Sweep(ctx context.Context, folder string) error
+}

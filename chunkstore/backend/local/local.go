@@ -48,6 +48,7 @@ var (
 	_ backend.Backend  = (*Local)(nil)
 	_ backend.Resumer  = (*Local)(nil)
 	_ backend.Replacer = (*Local)(nil)
+	_ backend.Sweeper  = (*Local)(nil)
 )
 
 // New returns the backend in the folder root of d. The folder is made by the first write that needs it.
@@ -281,4 +282,31 @@ func (l *Local) Remove(ctx context.Context, name string) error {
 		return errs.Wrap(op, name, l.d.SyncDir(path.Dir(f)))
 	}
 	return errs.New(op, name, errs.NotFound, nil)
+}
+
+// Sweep implements backend.Sweeper: it removes the files that a killed Put had not finished. Folders below are not
+// looked into. That a removal may be undone by a power cut costs nothing.
+func (l *Local) Sweep(ctx context.Context, folder string) error {
+	const op = "sweep"
+	dir, err := l.file(ctx, op, folder)
+	if err != nil {
+		return err
+	}
+	entries, err := l.d.ReadDir(dir)
+	if errs.Is(err, errs.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return errs.Wrap(op, folder, err)
+	}
+	for _, e := range entries {
+		name, unfinished := strings.CutSuffix(e.Name(), disk.TempSuffix)
+		if !unfinished || !e.Type().IsRegular() || !validName(name) {
+			continue
+		}
+		if err := l.d.Remove(path.Join(dir, e.Name())); err != nil && !errs.Is(err, errs.NotFound) {
+			return errs.Wrap(op, folder, err)
+		}
+	}
+	return nil
 }
