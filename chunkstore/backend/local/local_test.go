@@ -106,3 +106,36 @@ func TestListCost(t *testing.T) {
 		}
 	}
 }
+
+// TestSweep takes away unfinished files of a folder, and nothing else.
+func TestSweep(t *testing.T) {
+	root := t.TempDir()
+	l := New(disk.OS{}, root)
+	if err := l.Sweep(t.Context(), "points"); err != nil {
+		t.Errorf("without a folder: %v", err)
+	}
+	if err := l.Put(t.Context(), "points/a", nil); err != nil {
+		t.Fatal(err)
+	}
+	stay := []string{"points/a", "points/README.tmp", "points/.x.tmp", "points/b.open", "other.tmp", "points/dir.tmp/x"}
+	for _, s := range append([]string{"points/a.tmp", "points/0123.tmp"}, stay...) {
+		file := filepath.Join(root, s)
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Sweep(t.Context(), "points"); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range stay {
+		if _, err := os.Stat(filepath.Join(root, s)); err != nil {
+			t.Errorf("%s: %v", s, err)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(root, "points/[a0]*.tmp")); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}
