@@ -15,6 +15,9 @@ import (
 // removed, and the index is brought to hold every sealed data pack and nothing else. It can be cut short at any point
 // and run again.
 func (s *Store) recover(ctx context.Context) error {
+	if err := s.sweep(ctx); err != nil {
+		return err
+	}
 	exist, err := s.finishPacks(ctx)
 	if err != nil {
 		return err
