@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -44,7 +45,7 @@ func export(ctx context.Context, img *chunkstore.Image, o ExportOptions) error {
 	} else if !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(o.To), "."+filepath.Base(o.To)+".part-*")
+	f, err := beginFile(o.To)
 	if err != nil {
 		return err
 	}
@@ -73,6 +74,41 @@ func export(ctx context.Context, img *chunkstore.Image, o ExportOptions) error {
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+// beginFile makes the unfinished file of an export, and takes away what killed exports of the same name left. Such a
+// file is locked for as long as its process lives.
+func beginFile(to string) (*os.File, error) {
+	dir, prefix := filepath.Dir(to), "."+filepath.Base(to)+".part-"
+	names, _ := os.ReadDir(dir) // one may write to folders that one may not read
+	for _, n := range names {
+		if strings.HasPrefix(n.Name(), prefix) && n.Type().IsRegular() {
+			left := filepath.Join(dir, n.Name())
+			if lock, err := lockFile(left, false); err == nil {
+				_ = os.Remove(left) // it only takes space
+				_ = lock.Close()
+			}
+		}
+	}
+	for {
+		f, err := os.CreateTemp(dir, prefix+"*")
+		if err != nil {
+			return nil, err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != nil && err != unix.EWOULDBLOCK {
+			return f, nil // a file system without locks: nobody can take it for a leftover there either
+		}
+		mine, serr := f.Stat()
+		if serr != nil {
+			_ = f.Close()
+			return nil, serr
+		}
+		if there, serr := os.Lstat(f.Name()); err == nil && serr == nil && os.SameFile(mine, there) {
+			return f, nil
+		}
+		_ = f.Close() // another export took it for a leftover, before it was locked
+	}
 }
 
 // moveTo gives the finished file its name. Without force a file that came into being meanwhile is not replaced.
