@@ -80,7 +80,7 @@ func readImage(ctx context.Context, r *Reader, p *Point, number int) ([]byte, er
 		return nil, err
 	}
 	got := make([]byte, img.Size())
-	if n, err := img.ReadAt(ctx, got, 0); err != nil || n != len(got) {
+	if n, err := img.ReadAt(ctx, got, 0); n != len(got) || err != nil && len(got) > 0 {
 		return got[:n], err
 	}
 	return got, nil
