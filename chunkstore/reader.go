@@ -314,11 +314,11 @@ func (c *packCache) close() {
 	}
 }
 
-// ServingKey returns a secret that is the same in every process that opens the store, for file handles that must outlive
-// the server that made them.
-func (r *Reader) ServingKey() [32]byte {
+// DerivedKey returns a secret for a purpose outside the store that is the same in every process that opens it: for file
+// handles that must outlive the server that made them, or for what is kept beside the store under the same passphrase.
+func (r *Reader) DerivedKey(purpose string) [32]byte {
 	sign := r.key.SignKey()
 	h := hmac.New(sha256.New, sign[:])
-	h.Write([]byte("holdfast serving key"))
+	h.Write([]byte("holdfast derived key: " + purpose))
 	return [32]byte(h.Sum(nil))
 }

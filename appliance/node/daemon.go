@@ -56,6 +56,9 @@ func Run(ctx context.Context, c *config.Config, log *slog.Logger, ready func()) 
 	return g.Wait()
 }
 
+// servingKey is the purpose of the key that signs file handles.
+const servingKey = "nfs file handles"
+
 // pointsExport is the path under which all points are served.
 const pointsExport = "/points"
 
@@ -70,7 +73,7 @@ func servePoints(ctx context.Context, r *chunkstore.Reader, c *config.NFS, log *
 		return errs.Wrap("serve points", c.Listen, err)
 	}
 	defer ln.Close()
-	key := r.ServingKey()
+	key := r.DerivedKey(servingKey)
 	srv, err := nfsd.New(nfsd.Options{Key: key[:], Logger: log})
 	if err != nil {
 		return err

@@ -98,7 +98,7 @@ func Serve(ctx context.Context, r *chunkstore.Reader, o ServeOptions) (err error
 			err = cerr
 		}
 	}()
-	key := r.ServingKey()
+	key := r.DerivedKey(servingKey)
 	srv, err := nfsd.New(nfsd.Options{Key: key[:], Logger: o.Logger})
 	if err != nil {
 		return err
