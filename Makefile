@@ -47,10 +47,9 @@ test: deps build ## run every test, on real parts too (installs what is missing;
 		$(if $(SUDO),-exec '$(SUDO) env "PATH=$(PATH)"') ./...
 
 .PHONY: bench
-bench: deps build ## measure, with restic and nfs-ganesha beside us in the same run
+bench: deps build ## measure, with restic and nfs-ganesha beside us in the same run (about ten minutes)
 	@internal/lab/deps.sh $(BENCH_PACKAGES)
-	HOLDFAST_REAL_PARTS=1 HOLDFAST_BIN='$(CURDIR)/bin' go test -run '^$$' -bench . -benchtime 1x -timeout 60m \
-		$(if $(SUDO),-exec '$(SUDO) env "PATH=$(PATH)"') ./...
+	@$(SUDO) bin/holdfast-lab bench --bin bin $(BENCHFLAGS)
 
 .PHONY: fuzz
 fuzz: go-is-new-enough ## run each fuzz target for FUZZTIME (20s)

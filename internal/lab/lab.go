@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
+	"github.com/holdfast-backup/holdfast/internal/lab/bench"
 	"github.com/holdfast-backup/holdfast/internal/lab/debian"
 	"github.com/holdfast-backup/holdfast/internal/lab/netns"
 	"github.com/holdfast-backup/holdfast/internal/lab/parts"
@@ -55,7 +56,7 @@ func command() *cobra.Command {
 		Use: "holdfast-lab", Short: "Try Holdfast on real disks and real machines, without an oVirt",
 		SilenceErrors: true, SilenceUsage: true,
 	}
-	root.AddCommand(diskCommand(), runCommand())
+	root.AddCommand(diskCommand(), runCommand(), bench.Command(programFolder()))
 	return root
 }
 
