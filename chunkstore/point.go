@@ -111,6 +111,12 @@ func pointCipher(key [32]byte) cipher.AEAD {
 
 // encodePoint seals a record: plaintext header, then AES-256-GCM of the JSON with the header as additional data.
 func encodePoint(key [32]byte, p *Point) ([]byte, error) {
+	var nonce [12]byte
+	_, _ = rand.Read(nonce[:]) // never fails (crypto/rand)
+	return sealPoint(key, nonce, p)
+}
+
+func sealPoint(key [32]byte, nonce [12]byte, p *Point) ([]byte, error) {
 	j := pointJSON{ID: p.ID, Time: p.Time.UTC(), Labels: p.Labels, Config: p.Config}
 	for _, d := range p.Disks {
 		j.Disks = append(j.Disks, diskJSON{
@@ -133,7 +139,7 @@ func encodePoint(key [32]byte, p *Point) ([]byte, error) {
 	if n, err := hex.Decode(head[8:16], []byte(p.ID)); err != nil || n != 8 {
 		return nil, errs.Text("encode point", string(p.ID), errs.Bug, "not an ID")
 	}
-	_, _ = rand.Read(head[16:28])
+	copy(head[16:28], nonce[:])
 	return pointCipher(key).Seal(head, head[16:28], plain, head), nil
 }
 
