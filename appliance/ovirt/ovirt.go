@@ -147,6 +147,14 @@ type Checkpoint struct {
 	Valid      bool
 }
 
+// Snapshot is a VM's snapshot. The list of a VM begins with one of type "active", which is no snapshot.
+type Snapshot struct {
+	ID          ID
+	Description string
+	Status      string // "ok", "locked", "in_preview"
+	Type        string // "active", "regular", "preview"
+}
+
 // TransferPhase is an image transfer's state in the engine's words.
 type TransferPhase string
 
@@ -218,6 +226,7 @@ type DomainSpec struct {
 	Name       string
 	Connection ID
 	Host       ID // an Up host, which looks at the export
+	Expect     ID // the domain that must be there; "" for any, and then the caller has to look at what it got
 }
 
 // Host is a hypervisor.
