@@ -173,6 +173,14 @@ func (s *Source) UseBitmap(point chunkstore.PointID, diskSize int64) (used bool,
 		if !b.Auto {
 			return false, "the bitmap " + name + " is disabled: it did not record all changes", nil
 		}
+		// A look that stops at the first range tells whether it can be believed at all.
+		err := s.image.Dirty(context.Background(), name, func(int64, int64) bool { return false })
+		if errs.Is(err, errs.Stale) || errs.Is(err, errs.Unsupported) {
+			return false, "the bitmap " + name + " cannot be used (" + err.Error() + ")", nil
+		}
+		if err != nil {
+			return false, "", err
+		}
 		s.bitmap, s.since = name, diskSize
 		return true, "", nil
 	}
