@@ -26,8 +26,24 @@ type Config struct {
 	PassphraseFile string `yaml:"passphrase_file"`
 	// Mount shows all restore points as files; left out, nothing is mounted.
 	Mount *Mount `yaml:"mount"`
-	// NFS offers all restore points, read-only, over NFS v3; left out, nothing is served.
+	// NFS offers all restore points, read-only, over NFS v3, and the sessions of instant restores; left out, nothing is
+	// served.
 	NFS *NFS `yaml:"nfs"`
+	// State is the folder of what the node knows and of its sessions' files. Needed with API.
+	State string `yaml:"state"`
+	// API makes the daemon a node that backs VMs up and restores them: it then holds the store for writing, and needs State
+	// and NFS. Left out, the daemon only shows restore points.
+	API *API `yaml:"api"`
+}
+
+// API says how the node is driven.
+type API struct {
+	// Socket is the unix socket for this machine's administrator. Needed.
+	Socket string `yaml:"socket"`
+	// Listen is "address:port" for TLS; left out, only the socket answers.
+	Listen string `yaml:"listen"`
+	// TokenFile holds the bearer token that TLS clients must show; it is made if it is not there. Needed with Listen.
+	TokenFile string `yaml:"token_file"`
 }
 
 // Mount says where points are shown.
@@ -46,6 +62,8 @@ type NFS struct {
 	Allow []string `yaml:"allow"`
 	// Portmap answers on port 111 of the address as well. Default false.
 	Portmap bool `yaml:"portmap"`
+	// Address is the IP address or name under which oVirt's hosts reach this server. Needed with API.
+	Address string `yaml:"address"`
 }
 
 // maxSize bounds the file in bytes.
@@ -122,8 +140,34 @@ func (c *Config) check() (bad []string) {
 			bad = append(bad, err.Error())
 		}
 	}
+	if c.API != nil {
+		need("state", c.State)
+		bad = append(bad, c.checkNode()...)
+	}
 	if c.Mount == nil && c.NFS == nil {
 		bad = append(bad, "neither mount nor nfs is there: nothing to do")
+	}
+	return bad
+}
+
+// checkNode looks at what only a node needs.
+func (c *Config) checkNode() (bad []string) {
+	if c.API.Socket == "" || !filepath.IsAbs(c.API.Socket) {
+		bad = append(bad, "api.socket is missing or not an absolute path")
+	}
+	if c.API.Listen != "" {
+		if _, err := netip.ParseAddrPort(c.API.Listen); err != nil {
+			bad = append(bad, fmt.Sprintf("api.listen %q is not an address with a port", c.API.Listen))
+		}
+		if !filepath.IsAbs(c.API.TokenFile) {
+			bad = append(bad, "api.token_file is missing or not an absolute path")
+		}
+	}
+	if c.NFS == nil {
+		return append(bad, "nfs is missing: instant restores need it")
+	}
+	if c.NFS.Address == "" || strings.ContainsAny(c.NFS.Address, ":/ ") && !strings.Contains(c.NFS.Address, "::") {
+		bad = append(bad, fmt.Sprintf("nfs.address %q is not an address or name that hosts could mount from", c.NFS.Address))
 	}
 	return bad
 }

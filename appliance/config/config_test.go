@@ -33,6 +33,13 @@ func TestGood(t *testing.T) {
 	}
 }
 
+func TestGoodNode(t *testing.T) {
+	c, err := Parse([]byte(good + "  address: 192.0.2.10\nstate: /var/lib/holdfast\napi:\n  socket: /run/holdfast/s\n  listen: 0.0.0.0:8443\n  token_file: /etc/holdfast/token\n"))
+	if err != nil || c.API.Listen != "0.0.0.0:8443" || c.NFS.Address != "192.0.2.10" {
+		t.Fatalf("%+v %v", c, err)
+	}
+}
+
 func TestFaultsAreNamedAllAtOnce(t *testing.T) {
 	for name, c := range map[string]struct {
 		text string
@@ -47,6 +54,8 @@ func TestFaultsAreNamedAllAtOnce(t *testing.T) {
 		"nothing to do":  {"store: /s\npassphrase_file: /p\n", []string{"nothing to do"}},
 		"two documents":  {good + "---\nstore: /x\n", []string{"more than one"}},
 		"not yaml":       {"a: [", []string{"yaml"}},
+		"node":           {good + "api: {listen: x}\n", []string{"state is missing", "api.socket", "api.listen", "api.token_file", "nfs.address"}},
+		"node alone":     {"store: /s\npassphrase_file: /p\nmount: {dir: /m}\nstate: /st\napi: {socket: /x}\n", []string{"nfs is missing"}},
 		"unknown inside": {strings.Replace(good, "dir:", "path:", 1), []string{"path", "mount.dir is missing"}},
 	} {
 		_, err := Parse([]byte(c.text))
