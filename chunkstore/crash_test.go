@@ -164,7 +164,7 @@ func (c *crashStory) check(t *testing.T, k crash) {
 // TestCrash cuts the power at every sync of a story. The index lies on another disk and is as it was then, or lost, or
 // older, or newer than the store. What was acknowledged must be there, and the next backup must work.
 func TestCrash(t *testing.T) {
-	seeds := uint64(3)
+	seeds := uint64(2)
 	if testing.Short() || raceEnabled {
 		seeds = 1
 	}

@@ -21,9 +21,9 @@ var faults = []struct {
 	stride  int // every how manieth operation is tried
 }{
 	{"one", syscall.EIO, errs.Corrupt, false, 1},
-	{"all", syscall.EIO, errs.Corrupt, true, 2},
-	{"full", syscall.ENOSPC, errs.NoSpace, true, 2},
-	{"fullonce", syscall.ENOSPC, errs.NoSpace, false, 3},
+	{"all", syscall.EIO, errs.Corrupt, true, 3},
+	{"full", syscall.ENOSPC, errs.NoSpace, true, 4},
+	{"fullonce", syscall.ENOSPC, errs.NoSpace, false, 5},
 }
 
 // atEveryOperation runs f with the n-th operation failing, for every n that f reaches. f returns the error it got.

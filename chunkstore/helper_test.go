@@ -3,6 +3,7 @@ package chunkstore
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"log/slog"
@@ -57,8 +58,10 @@ func makeStore(t testing.TB, d disk.Disk, dir string, s Superblock) {
 func noise(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	rng := rand.New(rand.NewPCG(seed, 99))
-	for i := range b {
-		b[i] = byte(rng.Uint32())
+	for i := 0; i < n; i += 8 {
+		var word [8]byte
+		binary.LittleEndian.PutUint64(word[:], rng.Uint64())
+		copy(b[i:], word[:])
 	}
 	return b
 }

@@ -85,7 +85,7 @@ func next(t *testing.T, rng *rand.Rand, old []byte) *extentSource {
 // read back, and the roots are equal, so that nothing of the parent is left beyond the end or in a hole.
 func TestPlanner(t *testing.T) {
 	s, _, _ := realStore(t, Options{})
-	seeds := uint64(24)
+	seeds := uint64(14)
 	if raceEnabled || testing.Short() {
 		seeds = 2
 	}
