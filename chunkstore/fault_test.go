@@ -164,6 +164,51 @@ func faultyBackup(t *testing.T, d disk.Disk, want map[string][]byte) (bool, erro
 	return err == nil, err
 }
 
+// pointsUnsynced is a disk on which the folder of records cannot be synced as long as bad is set.
+type pointsUnsynced struct {
+	disk.Disk
+	bad int
+}
+
+func (d *pointsUnsynced) SyncDir(name string) error {
+	if d.bad > 0 && filepath.Base(name) == "points" {
+		d.bad--
+		return syscall.EIO
+	}
+	return d.Disk.SyncDir(name)
+}
+
+// TestCommitFailsAtItsLastSync: the record had its name already, and is taken back; if that cannot be made durable
+// either, the point is absent or whole.
+func TestCommitFailsAtItsLastSync(t *testing.T) {
+	for times := 1; times <= 2; times++ {
+		base, want := faultBase(t)
+		d := &pointsUnsynced{Disk: base}
+		s, err := Open(t.Context(), "/store", faultOptions(t, d))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.bad = times
+		if _, err := tryBackup(t.Context(), s, "second", &bytesSource{data: want["second"]}, nil); !errs.Is(err, errs.Corrupt) {
+			t.Errorf("Commit says %v", err)
+		}
+		if points, _ := s.Points(t.Context()); len(points) != 1 {
+			t.Errorf("%d points are seen after %d failed syncs, want that of before", len(points), times)
+		}
+		_ = s.Close()
+		for seed := range uint64(8) {
+			r, err := OpenReader(t.Context(), "/store", Options{Disk: base.Clone(seed), Unlock: WithMaster(testKey)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkPoints(t, r, want, "base")
+			if points, _ := r.Points(t.Context()); times == 1 && len(points) != 1 {
+				t.Errorf("after a power cut %d points are seen, want one", len(points))
+			}
+		}
+	}
+}
+
 // TestFaultInRemove: a removal that failed has happened or not, and hurts no other point.
 func TestFaultInRemove(t *testing.T) {
 	base, want := faultBase(t)

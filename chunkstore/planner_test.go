@@ -143,6 +143,30 @@ func dataIsData(ctx context.Context, r *Reader, p *Point, want []byte) error {
 	return bad
 }
 
+// TestShrinkWithinABlock: what the parent had behind the new end is not kept, though the block it lies in is unchanged.
+func TestShrinkWithinABlock(t *testing.T) {
+	s, _, _ := realStore(t, Options{})
+	data := noise(4, 300<<10)
+	first, err := tryBackup(t.Context(), s, "x", &bytesSource{data: data}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int64{1, 4095, 61<<10 + 7, 64<<10 - 1, 200<<10 + 1} {
+		src := lying{&bytesSource{data: data[:size]}, []Extent{{0, size, ExtentUnchanged}}}
+		p, err := tryBackup(t.Context(), s, "x", src, &Parent{first, first.Disks[0]})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readImage(t.Context(), s.Reader, p, 0); err != nil || !bytes.Equal(got, data[:size]) {
+			t.Errorf("cut to %d bytes: other content, %v", size, err)
+		}
+		plain, err := tryBackup(t.Context(), s, "x", &bytesSource{data: data[:size]}, nil)
+		if err != nil || plain.Disks[0].Root.Digest != p.Disks[0].Root.Digest {
+			t.Errorf("cut to %d bytes: the root is not that of the same content stored from nothing (%v)", size, err)
+		}
+	}
+}
+
 // TestHoleOverParent: zeros over a parent take its data away, and only that is looked at.
 func TestHoleOverParent(t *testing.T) {
 	s, _, _ := realStore(t, Options{})
