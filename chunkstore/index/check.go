@@ -19,8 +19,33 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
+// dropUnborn removes memtables' logs that hold nothing: badger makes the file first and gives it a size afterwards, and
+// refuses the whole folder when a kill came in between. Nothing that was acknowledged can be in an empty file.
+func dropUnborn(dir string) error {
+	logs, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+	if err != nil {
+		return err
+	}
+	for _, name := range logs {
+		st, err := os.Stat(name)
+		if err != nil {
+			return err
+		}
+		if st.Size() > 0 {
+			continue
+		}
+		if err := os.Remove(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // checkFolder reads every table that the manifest lists and checks all of it. It may panic on what it reads.
 func checkFolder(dir string) error {
+	if err := dropUnborn(dir); err != nil {
+		return err
+	}
 	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -250,6 +251,9 @@ func (x *Index) moveAside() error {
 	if err != nil || len(names) == 0 {
 		return err
 	}
+	if unfinished(names) {
+		return x.empty(names)
+	}
 	aside := x.dir + asideMark + strconv.FormatInt(time.Now().UnixNano(), 10)
 	if err := os.Rename(x.dir, aside); err != nil {
 		return err
@@ -265,6 +269,32 @@ func (x *Index) moveAside() error {
 	_ = x.lock.Close()
 	x.lock = lock
 	return removeOlder(parent, filepath.Base(x.dir)+asideMark, filepath.Base(aside))
+}
+
+// unfinished tells a folder whose making was cut short: it has what badger makes first, and neither the state file, which
+// is written last, nor a table. There is nothing in it to look at. A file that badger does not make is somebody's.
+func unfinished(names []os.DirEntry) bool {
+	for _, n := range names {
+		switch name := n.Name(); {
+		case n.IsDir():
+			return false
+		case slices.Contains([]string{"MANIFEST", "MANIFEST-REWRITE", "KEYREGISTRY", "KEYREGISTRY-REWRITE", "DISCARD", "LOCK"}, name):
+		case strings.HasSuffix(name, ".mem"), strings.HasSuffix(name, ".vlog"), name == stateName+disk.TempSuffix:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// empty removes what is in the folder, files only: whatever else lies there is not badger's.
+func (x *Index) empty(names []os.DirEntry) error {
+	for _, n := range names {
+		if err := os.Remove(filepath.Join(x.dir, n.Name())); err != nil {
+			return err
+		}
+	}
+	return (disk.OS{}).SyncDir(x.dir)
 }
 
 func removeOlder(parent, prefix, keep string) error {
