@@ -2,8 +2,15 @@ package ovirt
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"log/slog"
+	"net"
+	"net/http"
+	"sync"
 	"time"
+
+	ovirtsdk "github.com/ovirt/go-ovirt"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
@@ -15,211 +22,125 @@ type Options struct {
 	Password string
 	CA       []byte        // PEM; nothing else is trusted
 	Logger   *slog.Logger  // nil is silent
-	Timeout  time.Duration // of one request; 0 for the default, 180 s
+	Timeout  time.Duration // of one call, with its repetitions; 0 for the default, 180 s
 }
 
-// Client is a login to one engine.
-type Client struct{}
+const (
+	defaultTimeout = 180 * time.Second // some calls wait inside the engine for a lock
+	longTimeout    = 10 * time.Minute  // moves, imports and attaches wait for storage
+	readTries      = 3
+	firstPause     = 500 * time.Millisecond // between tries; each is four times the one before
+	maxConns       = 16                     // to one engine
+)
+
+// Client is a login to one engine. Its methods may be called by many goroutines; Close ends it.
+type Client struct {
+	base     string // https://host/ovirt-engine
+	user     string
+	password string
+	log      *slog.Logger
+	timeout  time.Duration
+	long     time.Duration
+	pause    time.Duration
+	http     *http.Client
+	session  session
+
+	mu      sync.Mutex // guards backups
+	backups map[ID]ID  // VM of each backup that was seen, since a transfer does not tell
+}
 
 // Dial logs in.
-func Dial(ctx context.Context, o Options) (*Client, error) { return nil, unbuilt() }
-
-// NormalizeURL returns the one form of an engine's address.
-func NormalizeURL(url string) (string, error) { return "", unbuilt() }
-
-// CheckUser tells whether a user's name has the form the engine needs.
-func CheckUser(user string) error { return unbuilt() }
-
-// FetchCA asks an engine for the certificate of its authority, without trusting the answer.
-func FetchCA(ctx context.Context, url string) (pem []byte, fingerprint string, err error) {
-	return nil, "", unbuilt()
+func Dial(ctx context.Context, o Options) (*Client, error) {
+	const op = "log in to engine"
+	address, err := NormalizeURL(o.URL)
+	if err != nil {
+		return nil, err
+	}
+	if err := CheckUser(o.User); err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(o.CA) {
+		return nil, errs.Text(op, address, errs.Invalid, "no certificate of an authority was given, or it is not PEM").
+			WithNext(nextCA)
+	}
+	c := &Client{
+		base: address[:len(address)-len("/api")], user: o.User, password: o.Password, log: o.Logger,
+		timeout: o.Timeout, long: longTimeout, pause: firstPause, backups: map[ID]ID{},
+		http: newHTTP(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}),
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	if c.timeout <= 0 {
+		c.timeout = defaultTimeout
+	}
+	c.session.turn = make(chan struct{}, 1)
+	within, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	if _, err := c.bearer(within, ""); err != nil {
+		c.http.CloseIdleConnections()
+		return nil, errs.Wrap(op, address, late(ctx, within, err, c.timeout))
+	}
+	return c, nil
 }
 
-// Fingerprint returns the SHA-256 of a certificate, in hex.
-func Fingerprint(pem []byte) (string, error) { return "", unbuilt() }
-
-// SameFingerprint tells whether two fingerprints are equal, however they are written.
-func SameFingerprint(a, b string) bool { return false }
-
-// WithCorrelation returns a context whose requests the engine keeps under a name.
-func WithCorrelation(ctx context.Context, id string) context.Context { return ctx }
-
-// StripOVF takes disks and snapshots out of an OVF.
-func StripOVF(ovf string) (string, error) { return "", unbuilt() }
-
-func unbuilt() error { return errs.Text("use the engine client", "", errs.Bug, "not built yet") }
-
-// Close is not built yet.
-func (c *Client) Close(ctx context.Context) error { return unbuilt() }
-
-// Info is not built yet.
-func (c *Client) Info(ctx context.Context) (Info, error) { return Info{}, unbuilt() }
-
-// VMs is not built yet.
-func (c *Client) VMs(ctx context.Context) ([]VM, error) { return nil, unbuilt() }
-
-// VM is not built yet.
-func (c *Client) VM(ctx context.Context, id ID) (VM, error) { return VM{}, unbuilt() }
-
-// FindVM is not built yet.
-func (c *Client) FindVM(ctx context.Context, name string) (VM, error) { return VM{}, unbuilt() }
-
-// VMConfig is not built yet.
-func (c *Client) VMConfig(ctx context.Context, id ID) (string, error) { return "", unbuilt() }
-
-// Disks is not built yet.
-func (c *Client) Disks(ctx context.Context, vm ID) ([]Disk, error) { return nil, unbuilt() }
-
-// Disk is not built yet.
-func (c *Client) Disk(ctx context.Context, id ID) (Disk, error) { return Disk{}, unbuilt() }
-
-// SetIncremental is not built yet.
-func (c *Client) SetIncremental(ctx context.Context, disk ID) error { return unbuilt() }
-
-// StartBackup is not built yet.
-func (c *Client) StartBackup(ctx context.Context, vm ID, s BackupSpec) (Backup, error) {
-	return Backup{}, unbuilt()
+// newHTTP returns a client that keeps connections, and follows no redirection: a token goes where it was meant to go.
+func newHTTP(t *tls.Config) *http.Client {
+	return &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			TLSClientConfig:     t,
+			DialContext:         (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+			TLSHandshakeTimeout: 10 * time.Second,
+			MaxConnsPerHost:     maxConns,
+			MaxIdleConnsPerHost: maxConns,
+			IdleConnTimeout:     time.Minute,
+		},
+	}
 }
 
-// Backup is not built yet.
-func (c *Client) Backup(ctx context.Context, vm, id ID) (Backup, error) { return Backup{}, unbuilt() }
-
-// BackupDisks is not built yet.
-func (c *Client) BackupDisks(ctx context.Context, vm, id ID) ([]BackupDisk, error) {
-	return nil, unbuilt()
+// Close revokes the login. The client cannot be used afterwards.
+func (c *Client) Close(ctx context.Context) error {
+	defer c.http.CloseIdleConnections()
+	within, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	return errs.Wrap("log out of engine", c.base, late(ctx, within, c.logout(within), c.timeout))
 }
 
-// FinalizeBackup is not built yet.
-func (c *Client) FinalizeBackup(ctx context.Context, vm, id ID) error { return unbuilt() }
-
-// Checkpoints is not built yet.
-func (c *Client) Checkpoints(ctx context.Context, vm ID) ([]Checkpoint, error) { return nil, unbuilt() }
-
-// RemoveCheckpoint is not built yet.
-func (c *Client) RemoveCheckpoint(ctx context.Context, vm, id ID) error { return unbuilt() }
-
-// StartTransfer is not built yet.
-func (c *Client) StartTransfer(ctx context.Context, s TransferSpec) (Transfer, error) {
-	return Transfer{}, unbuilt()
+// Info asks the engine what it is.
+func (c *Client) Info(ctx context.Context) (Info, error) {
+	api, err := readOne(ctx, c, get("ask engine", c.base, ""), "api", ovirtsdk.XMLApiReadOne)
+	if err != nil {
+		return Info{}, err
+	}
+	i := Info{User: c.user}
+	if p, ok := api.ProductInfo(); ok {
+		i.Vendor, i.Product = or(p.Vendor()), or(p.Name())
+		if v, ok := p.Version(); ok {
+			i.Version, i.Major, i.Minor = or(v.FullVersion()), int(or(v.Major())), int(or(v.Minor()))
+		}
+	}
+	return i, nil
 }
 
-// Transfer is not built yet.
-func (c *Client) Transfer(ctx context.Context, id ID) (Transfer, error) { return Transfer{}, unbuilt() }
+type correlationKey struct{}
 
-// Transfers is not built yet.
-func (c *Client) Transfers(ctx context.Context, backup ID) ([]Transfer, error) { return nil, unbuilt() }
+// maxCorrelation is where the engine cuts a correlation ID.
+const maxCorrelation = 36
 
-// FinalizeTransfer is not built yet.
-func (c *Client) FinalizeTransfer(ctx context.Context, id ID) error { return unbuilt() }
-
-// CancelTransfer is not built yet.
-func (c *Client) CancelTransfer(ctx context.Context, id ID) error { return unbuilt() }
-
-// ExtendTransfer is not built yet.
-func (c *Client) ExtendTransfer(ctx context.Context, id ID) error { return unbuilt() }
-
-// DataCenters is not built yet.
-func (c *Client) DataCenters(ctx context.Context) ([]DataCenter, error) { return nil, unbuilt() }
-
-// Clusters is not built yet.
-func (c *Client) Clusters(ctx context.Context) ([]Cluster, error) { return nil, unbuilt() }
-
-// Hosts is not built yet.
-func (c *Client) Hosts(ctx context.Context) ([]Host, error) { return nil, unbuilt() }
-
-// Domains is not built yet.
-func (c *Client) Domains(ctx context.Context, dc ID) ([]Domain, error) { return nil, unbuilt() }
-
-// FindDomain is not built yet.
-func (c *Client) FindDomain(ctx context.Context, id ID) (Domain, error) { return Domain{}, unbuilt() }
-
-// FindDomainByName is not built yet.
-func (c *Client) FindDomainByName(ctx context.Context, name string) (Domain, error) {
-	return Domain{}, unbuilt()
+// WithCorrelation returns a context whose requests the engine's jobs and events are found by. The engine takes letters,
+// digits, - and _, 36 of them; what is more is left out.
+func WithCorrelation(ctx context.Context, id string) context.Context {
+	return context.WithValue(ctx, correlationKey{}, correlation(id))
 }
 
-// Domain is not built yet.
-func (c *Client) Domain(ctx context.Context, dc, id ID) (Domain, error) { return Domain{}, unbuilt() }
-
-// FindConnection is not built yet.
-func (c *Client) FindConnection(ctx context.Context, address, path string) (Connection, error) {
-	return Connection{}, unbuilt()
+func correlation(id string) string {
+	kept := make([]byte, 0, maxCorrelation)
+	for i := 0; i < len(id) && len(kept) < maxCorrelation; i++ {
+		if c := id[i]; c == '-' || c == '_' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' {
+			kept = append(kept, c)
+		}
+	}
+	return string(kept)
 }
-
-// AddConnection is not built yet.
-func (c *Client) AddConnection(ctx context.Context, n Connection) (Connection, error) {
-	return Connection{}, unbuilt()
-}
-
-// RemoveConnection is not built yet.
-func (c *Client) RemoveConnection(ctx context.Context, id, host ID) error { return unbuilt() }
-
-// ImportDomain is not built yet.
-func (c *Client) ImportDomain(ctx context.Context, s DomainSpec) (Domain, error) {
-	return Domain{}, unbuilt()
-}
-
-// AttachDomain is not built yet.
-func (c *Client) AttachDomain(ctx context.Context, dc, id ID) error { return unbuilt() }
-
-// ActivateDomain is not built yet.
-func (c *Client) ActivateDomain(ctx context.Context, dc, id ID) error { return unbuilt() }
-
-// DeactivateDomain is not built yet.
-func (c *Client) DeactivateDomain(ctx context.Context, dc, id ID) error { return unbuilt() }
-
-// DetachDomain is not built yet.
-func (c *Client) DetachDomain(ctx context.Context, dc, id ID) error { return unbuilt() }
-
-// RemoveDomain is not built yet.
-func (c *Client) RemoveDomain(ctx context.Context, id, host ID) error { return unbuilt() }
-
-// DestroyDomain is not built yet.
-func (c *Client) DestroyDomain(ctx context.Context, id ID) error { return unbuilt() }
-
-// UnregisteredDisks is not built yet.
-func (c *Client) UnregisteredDisks(ctx context.Context, domain ID) ([]Disk, error) {
-	return nil, unbuilt()
-}
-
-// RegisterDisk is not built yet.
-func (c *Client) RegisterDisk(ctx context.Context, dc, domain, disk ID) error { return unbuilt() }
-
-// CreateVM is not built yet.
-func (c *Client) CreateVM(ctx context.Context, n NewVM) (VM, error) { return VM{}, unbuilt() }
-
-// AttachDisk is not built yet.
-func (c *Client) AttachDisk(ctx context.Context, vm ID, a NewAttachment) error { return unbuilt() }
-
-// DetachDisk is not built yet.
-func (c *Client) DetachDisk(ctx context.Context, vm, disk ID) error { return unbuilt() }
-
-// StartVM is not built yet.
-func (c *Client) StartVM(ctx context.Context, vm ID) error { return unbuilt() }
-
-// ShutdownVM is not built yet.
-func (c *Client) ShutdownVM(ctx context.Context, vm ID) error { return unbuilt() }
-
-// StopVM is not built yet.
-func (c *Client) StopVM(ctx context.Context, vm ID) error { return unbuilt() }
-
-// RemoveVM is not built yet.
-func (c *Client) RemoveVM(ctx context.Context, vm ID, keepDisks bool) error { return unbuilt() }
-
-// RemoveDisk is not built yet.
-func (c *Client) RemoveDisk(ctx context.Context, disk ID) error { return unbuilt() }
-
-// MoveDisk is not built yet.
-func (c *Client) MoveDisk(ctx context.Context, disk, domain ID) error { return unbuilt() }
-
-// Snapshots is not built yet.
-func (c *Client) Snapshots(ctx context.Context, vm ID) ([]Snapshot, error) { return nil, unbuilt() }
-
-// RemoveSnapshot is not built yet.
-func (c *Client) RemoveSnapshot(ctx context.Context, vm, id ID) error { return unbuilt() }
-
-// Jobs is not built yet.
-func (c *Client) Jobs(ctx context.Context, correlation string) ([]Job, error) { return nil, unbuilt() }
-
-// PostEvent is not built yet.
-func (c *Client) PostEvent(ctx context.Context, e Event) error { return unbuilt() }

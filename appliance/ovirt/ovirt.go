@@ -5,20 +5,36 @@
 // Terms are oVirt's: engine, data center, cluster, host, VM, disk, snapshot, checkpoint, backup, image transfer, storage
 // connection, storage domain. A Client talks to one engine as one user.
 //
+// Of go-ovirt we use the model and its readers: every VM, disk, attachment, storage domain, connection, host, cluster,
+// data center, job, snapshot, checkpoint, backup's disk and image transfer is read by it, and turned into our words in
+// sdk.go. Its Connection and services are not used, for what they do to a daemon: no context, a TLS handshake for every
+// call, a login that is never renewed and whose token Close does not revoke, faults without their status, and a log
+// function that makes a request fail after the engine carried it out. So the requests are ours: net/http with kept
+// connections and one token, bodies by encoding/xml (go-ovirt's writers do not escape), a fault read from JSON, XML or
+// HTML. Its readers panic over truncated documents or take them for short ones, and print; they get whole documents only,
+// and a panic becomes an error. Backups are read from JSON by ourselves, since its model has no snapshot in them.
+//
 // Invariants:
 //
-//  1. Every call takes a context, ends when it does, and has a deadline of its own.
-//  2. Nothing is retried but what may be: reads, and requests the engine refused for a passing reason. A request whose
-//     answer was lost is never simply sent again: either it carries an ID of ours, so that sending it again is harmless,
-//     or the caller looks first.
+//  1. Every call takes a context, ends when it does, and has a deadline of its own: three minutes, ten for what waits for
+//     storage.
+//  2. Nothing is retried but what may be: reads, three times, when the engine cannot be reached; requests that carry an ID
+//     of ours (StartBackup, PostEvent); and what the engine refused because the login had expired, once. A request whose
+//     answer was lost is never simply sent again: either its ID makes it harmless, or the call looks first, or its comment
+//     says how the caller does. Busy is for the caller to try again.
 //  3. Faults become kinds of error: the caller decides by errs.Is, never by text. Conflict and locked objects are
-//     errs.Busy whatever HTTP status the engine chose; a missing object is errs.NotFound; an expired login is renewed
-//     once and then errs.Denied; an engine that cannot be reached is errs.Transient.
-//  4. The certificate authority is the one that was given or pinned; there is no way to skip the check.
+//     errs.Busy whatever HTTP status the engine chose; a name or ID that is taken is errs.Exists; a missing object is
+//     errs.NotFound, also where the engine answers with an empty list or falls over; a checkpoint that is not believed in
+//     is errs.Stale; an expired login is renewed once and then errs.Denied; an engine that cannot be reached is
+//     errs.Transient. What was so already (a VM that runs, a backup that has ended) is no error.
+//  4. The certificate authority is the one that was given or pinned; there is no way to skip the check. FetchCA, which
+//     asks for it, sends nothing secret and is believed only after somebody has compared the fingerprint.
 //  5. Passwords, tokens and ticket URLs are never logged and never part of an error.
+//  6. A refused login is not tried again within a minute: engines lock users out.
 //
 // Sources: the engine's API model 4.6, the recorded exchanges with a real engine that the tests replay, and go-ovirt at
-// the version in go.mod. A Client may be used by many goroutines.
+// the version in go.mod. A Client may be used by many goroutines. The tests replay recordings (testdata), and run whole
+// life cycles against the simulated engine of internal/lab/engine.
 package ovirt
 
 import "time"
