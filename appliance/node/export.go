@@ -52,7 +52,7 @@ func export(ctx context.Context, img *chunkstore.Image, o ExportOptions) error {
 	defer os.Remove(f.Name()) // after the rename there is nothing left to remove
 	defer f.Close()
 	if o.Format == synthetic.FormatQcow2 {
-		err = qcow2.Write(ctx, f, synthetic.NewRaw(counting{img, o.Progress}), qcow2.WriteOptions{})
+		err = qcow2.Write(ctx, f, synthetic.NewSectors(counting{img, o.Progress}), qcow2.WriteOptions{})
 	} else {
 		err = writeRaw(ctx, f, img, o.Progress)
 	}

@@ -51,7 +51,7 @@ func ParseFormat(s string) (Format, error) {
 
 // New returns src published in a format.
 func New(src Source, f Format) (fs.Stream, error) {
-	raw := Raw{src}
+	raw := NewRaw(src)
 	if f == FormatRaw {
 		return raw, nil
 	}
@@ -59,7 +59,10 @@ func New(src Source, f Format) (fs.Stream, error) {
 }
 
 // Raw is the published view of a disk.
-type Raw struct{ src Source }
+type Raw struct {
+	src  Source
+	grid int64 // what the size is rounded up to
+}
 
 var (
 	_ fs.Stream     = Raw{}
@@ -68,10 +71,16 @@ var (
 )
 
 // NewRaw returns the published view of src.
-func NewRaw(src Source) Raw { return Raw{src} }
+func NewRaw(src Source) Raw { return Raw{src, Grid} }
+
+// sector is the grain of sizes in a qcow2 file, in bytes.
+const sector = 512
+
+// NewSectors returns src rounded up to whole sectors only: what a file that keeps the disk's exact size needs.
+func NewSectors(src Source) Raw { return Raw{src, sector} }
 
 // Size returns the published size in bytes.
-func (r Raw) Size() int64 { return (r.src.Size() + Grid - 1) / Grid * Grid }
+func (r Raw) Size() int64 { return (r.src.Size() + r.grid - 1) / r.grid * r.grid }
 
 // ReadAt reads as io.ReaderAt does.
 func (r Raw) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {

@@ -85,6 +85,18 @@ func TestRawOfOddSizes(t *testing.T) {
 	}
 }
 
+func TestSectors(t *testing.T) {
+	for size, want := range map[int]int64{1: 512, 512: 512, 4096: 4096, 4608: 4608, 5000: 5120} {
+		r := NewSectors(random(size, 2))
+		if r.Size() != want {
+			t.Errorf("%d bytes are %d in sectors", size, r.Size())
+		}
+		if n, err := r.ReadAt(t.Context(), make([]byte, want), 0); int64(n) != want || err != nil {
+			t.Error(n, err)
+		}
+	}
+}
+
 func TestHoles(t *testing.T) {
 	p := random(1<<20+5, 3)
 	r := NewRaw(p)
