@@ -45,6 +45,7 @@ type SessionDisk struct {
 	Number     int    `json:"disk"`
 	ID         string `json:"id" doc:"the engine's disk"`
 	SizeBytes  int64  `json:"size_bytes"`
+	DataBytes  int64  `json:"data_bytes" doc:"of the restore point's disk that are not zeros"`
 	DirtyBytes int64  `json:"dirty_bytes" doc:"written since the session began"`
 	ReadBytes  int64  `json:"read_bytes"`
 	Format     string `json:"format"`
