@@ -76,7 +76,7 @@ func (c *call) removeCheckpoint() (*reply, error) {
 	}
 	v.locked = true
 	var failure error
-	c.e.outside(func() { failure = c.e.opts.Host.RemoveCheckpoint(c.r.Context(), v.id, cp.id, places) })
+	c.e.outside(func() { failure = c.e.opts.Host.RemoveCheckpoint(c.e.ctx, v.id, cp.id, places) })
 	v.locked = false
 	if failure != nil {
 		cp.state = "invalid"

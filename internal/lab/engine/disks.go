@@ -25,7 +25,7 @@ func diskFields(o *object, d *disk, incremental bool) {
 	o.set("actual_size", number(d.actual)).set("alias", d.alias).set("backup", backupWord(incremental)).setIf("backup_mode", d.mode)
 	o.fill(diskConstants).set("content_type", d.content).set("format", d.format).set("image_id", d.image)
 	o.set("provisioned_size", number(d.size))
-	if d.format == "cow" && d.status != "locked" { // the host has not said yet which version it made
+	if d.format == "cow" && (d.status != "locked" || d.hold != holdWork) { // while it is made, the host has not said yet which version it made
 		o.set("qcow_version", "qcow2_v3")
 	}
 	o.set("shareable", flag(d.shareable)).set("sparse", flag(d.sparse)).set("status", d.status).set("total_size", number(d.actual))
@@ -105,8 +105,9 @@ func (c *call) makeDisk(x *element, id string) (*disk, error) {
 	}
 	c.e.state.disks.put(d.id, d)
 	j := c.newJob("Creating Virtual Disk " + d.alias)
+	place := d.place()
 	c.e.background(func(ctx context.Context) {
-		err := c.e.opts.Host.CreateDisk(ctx, d.place())
+		err := c.e.opts.Host.CreateDisk(ctx, place)
 		c.e.wait(ctx, diskTime)
 		c.e.locked(func() {
 			c.e.endJob(j, err)

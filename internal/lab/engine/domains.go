@@ -155,7 +155,7 @@ func (c *call) addDomain() (*reply, error) {
 	var info *DomainInfo
 	refused := error(badRequest("Problem while trying to mount target"))
 	if !c.e.trip(FaultDomainRefused) {
-		c.e.outside(func() { info, refused = c.e.opts.Host.ProbeDomain(c.r.Context(), k.export(), k.mountOptions()) })
+		c.e.outside(func() { info, refused = c.e.opts.Host.ProbeDomain(c.e.ctx, k.export(), k.mountOptions()) })
 	}
 	if refused != nil {
 		if inline {
@@ -231,8 +231,8 @@ func (c *call) attachDomain() (*reply, error) {
 	var found []FoundDisk
 	if !c.e.trip(FaultAttachFails) {
 		c.e.outside(func() {
-			if err = c.e.opts.Host.AttachDomain(c.r.Context(), d.id, c.e.state.center); err == nil {
-				found, err = c.e.opts.Host.ScanDisks(c.r.Context(), d.id)
+			if err = c.e.opts.Host.AttachDomain(c.e.ctx, d.id, c.e.state.center); err == nil {
+				found, err = c.e.opts.Host.ScanDisks(c.e.ctx, d.id)
 			}
 		})
 	}
@@ -259,7 +259,7 @@ func (c *call) activateDomain() (*reply, error) {
 	}
 	d.status = "locked"
 	if !d.local {
-		c.e.outside(func() { err = c.e.opts.Host.AttachDomain(c.r.Context(), d.id, d.center) })
+		c.e.outside(func() { err = c.e.opts.Host.AttachDomain(c.e.ctx, d.id, d.center) })
 	}
 	if err != nil {
 		d.status = "inactive"
@@ -326,7 +326,7 @@ func (c *call) detachDomain() (*reply, error) {
 		return nil, conflict("Cannot detach Storage. The relevant Storage Domain's status is %s.", domainWord(d.status))
 	}
 	d.status = "locked"
-	c.e.outside(func() { err = c.e.opts.Host.DetachDomain(c.r.Context(), d.id) })
+	c.e.outside(func() { err = c.e.opts.Host.DetachDomain(c.e.ctx, d.id) })
 	if err != nil {
 		d.status = "maintenance"
 		return nil, badRequest("%s", err)
@@ -371,10 +371,10 @@ func (c *call) removeDomain() (*reply, error) {
 	format := !destroy && c.param("format") == "true"
 	c.e.outside(func() {
 		if format {
-			err = c.e.opts.Host.FormatDomain(c.r.Context(), d.id)
+			err = c.e.opts.Host.FormatDomain(c.e.ctx, d.id)
 		}
 		if err == nil {
-			err = c.e.opts.Host.ForgetDomain(c.r.Context(), d.id)
+			err = c.e.opts.Host.ForgetDomain(c.e.ctx, d.id)
 		}
 	})
 	if err != nil && !destroy { // a destroyed domain is forgotten whatever has become of it

@@ -167,6 +167,7 @@ func (h *fakeHost) RemoveDisk(_ context.Context, d DiskPlace) error {
 
 func (h *fakeHost) MoveDisk(_ context.Context, vm string, d DiskPlace, domain string, progress func(int64, int64)) (DiskPlace, error) {
 	err := h.did("MoveDisk", vm, d.Disk, domain)
+	pass(10 * time.Second)
 	progress(d.Size, d.Size)
 	d.Domain = domain
 	return d, err
@@ -318,4 +319,38 @@ func (c *client) waitFor(path, field, value string) answer {
 	var a answer
 	c.wait(path+" "+field+"="+value, func() bool { a = c.get(path); return a.at(field) == value })
 	return a
+}
+
+func (h *fakeHost) setFailure(method string, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.fail[method] = err
+}
+
+// put says that a domain lies at an export.
+func (h *fakeHost) put(export, id string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.domains[export] = &DomainInfo{ID: id, Available: 500 * gib, Used: 500 * gib}
+}
+
+// silence says for how long nobody has used any ticket.
+func (h *fakeHost) silence(seconds int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.idle = seconds
+}
+
+// open lists the tickets that exist.
+func (h *fakeHost) open() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return sortedKeys(h.tickets)
+}
+
+// transferred says how much has been read through every ticket, and for how long nothing has been.
+func (h *fakeHost) transferred(bytes int64, seconds int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.bytes, h.idle = bytes, seconds
 }

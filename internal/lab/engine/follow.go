@@ -51,7 +51,7 @@ var followers = map[string]map[string]func(*call, *object) (value any, rel strin
 	"backup": {
 		"disks": func(c *call, o *object) (any, string) {
 			b, _ := c.e.state.backups.get(o.id)
-			return newObject("").set("", c.e.backupDisks(b)), "disks"
+			return newObject("").set("", c.e.backupDisks(b)), "" // the link stays, for once
 		},
 	},
 	"job": {

@@ -7,7 +7,9 @@ import (
 // searchable collections have a second link with a query in it.
 var rootLinks = strings.Fields(`clusters? datacenters? events! hosts? networks? roles storagedomains? tags bookmarks icons
 	templates? instancetypes? users? groups? domains vmpools? vms? disks? jobs storageconnections vnicprofiles diskprofiles
-	cpuprofiles schedulingpolicyunits schedulingpolicies permissions macpools networkfilters operatingsystems imagetransfers`)
+	cpuprofiles schedulingpolicyunits schedulingpolicies permissions macpools networkfilters operatingsystems imagetransfers
+	affinitylabels clusterlevels externalhostproviders externaltemplateimports externalvmimports katelloerrata
+	openstackimageproviders openstacknetworkproviders openstackvolumeproviders`)
 
 // root is the API's own entity: who made it, which version, who asks.
 func (c *call) root() (*reply, error) {

@@ -17,8 +17,9 @@ const (
 // deleteDisk removes a disk in the background. The caller has checked that nothing holds it.
 func (e *Engine) deleteDisk(d *disk, j *job, takes time.Duration) {
 	d.status, d.hold = "locked", holdWork
+	place := d.place()
 	e.background(func(ctx context.Context) {
-		err := e.opts.Host.RemoveDisk(ctx, d.place())
+		err := e.opts.Host.RemoveDisk(ctx, place)
 		e.wait(ctx, takes)
 		e.locked(func() {
 			e.endJob(j, err)
@@ -70,15 +71,26 @@ func (c *call) moveDisk() (*reply, error) {
 	c.e.event(evMoveBegun, "normal", about(c.correlation, v), "User admin@internal-authz moving disk %s to domain %s.", d.alias, target.name)
 	live := v != nil && v.running()
 	fails := c.e.trip(FaultMoveFails)
-	c.e.background(func(ctx context.Context) { c.moving(ctx, d, v, target, j, live, fails) })
+	from := d.place()
+	c.e.background(func(ctx context.Context) { c.moving(ctx, moving{d, from, v, target, j, live, fails}) })
 	part := newObject("disk").at(apiPath+"disks/"+d.id, d.id)
 	part.actions("copy", "export", "move", "refreshlun", "convert", "sparsify", "reduce").link("disksnapshots", "permissions", "statistics")
-	return complete(append([]member{{"disk", part}, c.e.jobRef(j)}, c.echo()...)...)
+	return complete(append([]member{{"disk", part}}, c.echo()...)...)
+}
+
+// moving is one move of a disk.
+type moving struct {
+	disk        *disk
+	from        DiskPlace
+	vm          *vm // nil for a floating disk
+	target      *domain
+	job         *job
+	live, fails bool
 }
 
 // moving does the work: with a running VM it shows the engine's own snapshot, and locks the VM while it comes and goes.
-func (c *call) moving(ctx context.Context, d *disk, v *vm, target *domain, j *job, live, fails bool) {
-	e := c.e
+func (c *call) moving(ctx context.Context, m moving) {
+	e, d, v, target, j, live := c.e, m.disk, m.vm, m.target, m.job, m.live
 	var own *snapshot
 	if live {
 		e.locked(func() {
@@ -94,8 +106,8 @@ func (c *call) moving(ctx context.Context, d *disk, v *vm, target *domain, j *jo
 	}
 	var place DiskPlace
 	err := errors.New("the copy was ended by a simulated fault")
-	if !fails {
-		place, err = e.opts.Host.MoveDisk(ctx, vmID, d.place(), target.id, func(done, total int64) {
+	if !m.fails {
+		place, err = e.opts.Host.MoveDisk(ctx, vmID, m.from, target.id, func(done, total int64) {
 			e.log.Debug("moving", "disk", d.id, "bytes", done, "of", total)
 		})
 	}

@@ -250,13 +250,8 @@ func (e *Engine) ovfItem(v *vm, it item) {
 	}
 }
 
+// canImport looks at the addresses first, as the engine does.
 func (c *call) canImport(v *vm, anew bool) error {
-	if old, taken := c.e.state.vms.get(v.id); taken {
-		return conflict("Import VM failed - VM ID already exists in the system. Please remove the VM (%s) from the system first", old.name)
-	}
-	if c.e.state.vmByName(v.name) != nil { // unrecorded text
-		return conflict("Import VM failed - VM Name already exists in the Data Center. Please rename the VM in the system first.")
-	}
 	var bad []string
 	for _, n := range v.nics {
 		switch {
@@ -269,6 +264,12 @@ func (c *call) canImport(v *vm, anew bool) error {
 	if len(bad) > 0 {
 		return conflict("Cannot import Virtual Machine, because that action would create duplicates in target MAC pool, which are not allowed. "+
 			"Either allow duplicate MACs in MAC Pool, or allow reassignment of bad MACs during import. Problematic NICs are \t%s", strings.Join(bad, ", "))
+	}
+	if old, taken := c.e.state.vms.get(v.id); taken {
+		return conflict("Import VM failed - VM ID already exists in the system. Please remove the VM (%s) from the system first", old.name)
+	}
+	if c.e.state.vmByName(v.name) != nil { // unrecorded text
+		return conflict("Import VM failed - VM Name already exists in the Data Center. Please rename the VM in the system first.")
 	}
 	return nil
 }

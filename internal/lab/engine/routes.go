@@ -21,6 +21,8 @@ const (
 )
 
 // routes is the API: a segment in braces is a variable.
+//
+// Long: one table, a line for each method.
 func routes() []route {
 	return []route{
 		{get, "", "", false, (*call).root},
@@ -117,6 +119,7 @@ func routes() []route {
 		{get, "events", "", false, (*call).listEvents},
 		{post, "events", "event", false, (*call).addEvent},
 		{get, "events/{event}", "", false, (*call).getEvent},
+		{get, "options/{option}", "", false, func(*call) (*reply, error) { return nil, notFound() }}, // none is exposed
 		// Collections that are always empty here.
 		{get, "vmpools", "", false, empty("vm_pools")},
 		{get, "bookmarks", "", false, empty("bookmarks")},

@@ -80,6 +80,9 @@ func (c *call) filter(rows []row) ([]row, int, error) {
 		}
 	}
 	if q.sortBy != "" {
+		if len(found) > 0 && found[0].fields[q.sortBy] == nil {
+			return nil, 1, nil // not a field to sort by: as silent as the rest
+		}
 		slices.SortStableFunc(found, func(a, b row) int {
 			order := compareFields(a.fields[q.sortBy], b.fields[q.sortBy])
 			if q.desc {

@@ -86,7 +86,7 @@ func (c *call) addTransfer() (*reply, error) {
 	t.job = c.newJob("Transferring Disk " + d.alias)
 	v, _ := c.e.state.vmOf(d.id)
 	c.e.event(evTransferBegun, "normal", about(c.correlation, v), "Image %s with disk %s was initiated by admin@internal-authz.", t.direction, d.alias)
-	c.e.openTicket(c.r.Context(), t)
+	c.e.openTicket(c.e.ctx, t)
 	return created(c.e.showTransfer(t))
 }
 
@@ -122,7 +122,8 @@ func (e *Engine) openTicket(ctx context.Context, t *transfer) {
 	}
 	if t.phase == "initializing" || t.phase == "resuming" {
 		t.url, t.phase = address, "transferring"
-		e.background(func(ctx context.Context) { e.watchTransfer(ctx, t, t.ticket) })
+		ticket := t.ticket
+		e.background(func(ctx context.Context) { e.watchTransfer(ctx, t, ticket) })
 	}
 }
 
@@ -188,9 +189,10 @@ func (e *Engine) endTransfer(t *transfer, through, end string) {
 		return
 	}
 	t.phase = through
+	ticket := t.ticket
 	e.background(func(ctx context.Context) {
 		for range ticketTries {
-			err := e.opts.Host.RemoveTicket(ctx, t.ticket)
+			err := e.opts.Host.RemoveTicket(ctx, ticket)
 			if err == nil {
 				break
 			}

@@ -13,6 +13,7 @@ const (
 	startTime     = 15 * time.Second
 	stopTime      = 3 * time.Second
 	watchInterval = 3 * time.Second
+	spaceRounds   = 10 // of them between two looks at the domains' space
 
 	diskTime       = 9 * time.Second
 	diskRemoveTime = 8 * time.Second
@@ -168,7 +169,10 @@ func (e *Engine) vmIsDown(v *vm, correlation string) {
 
 // watchVMs notices VMs that ended by themselves: those the host has once shown running.
 func (e *Engine) watchVMs(ctx context.Context) {
-	for e.wait(ctx, watchInterval) {
+	for round := 0; e.wait(ctx, watchInterval); round++ {
+		if round%spaceRounds == 0 {
+			e.measureDomains(ctx)
+		}
 		running := e.opts.Host.RunningVMs()
 		e.locked(func() {
 			for _, v := range e.state.vms.all() {
@@ -184,14 +188,41 @@ func (e *Engine) watchVMs(ctx context.Context) {
 	}
 }
 
+// measureDomains asks the host for the space of the domains that are active. What it does not know stays as it was.
+func (e *Engine) measureDomains(ctx context.Context) {
+	var ids []string
+	e.locked(func() {
+		for _, d := range e.state.domains.all() {
+			if d.status == "active" {
+				ids = append(ids, d.id)
+			}
+		}
+	})
+	for _, id := range ids {
+		available, used, err := e.opts.Host.DomainSpace(ctx, id)
+		if err != nil {
+			continue
+		}
+		e.locked(func() {
+			if d, found := e.state.domains.get(id); found {
+				d.available, d.used = available, used
+			}
+		})
+	}
+}
+
 // removingVM deletes a VM's disks and then the VM.
 func (e *Engine) removingVM(v *vm, disks []*disk, j *job) func(context.Context) {
+	places := make([]DiskPlace, len(disks))
+	for i, d := range disks {
+		places[i] = d.place()
+	}
 	return func(ctx context.Context) {
 		var failed error
-		for _, d := range disks {
-			if err := e.opts.Host.RemoveDisk(ctx, d.place()); err != nil {
+		for _, p := range places {
+			if err := e.opts.Host.RemoveDisk(ctx, p); err != nil {
 				failed = err
-				e.log.Warn("disk not removed", "disk", d.id, "err", err)
+				e.log.Warn("disk not removed", "disk", p.Disk, "err", err)
 			}
 		}
 		e.wait(ctx, diskRemoveTime)

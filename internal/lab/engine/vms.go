@@ -67,7 +67,7 @@ func (c *call) listVMs() (*reply, error) {
 		rows = append(rows, row{map[string][]string{
 			"name": {v.name}, "id": {v.id}, "status": {v.status}, "tag": tags, "cluster": {"Default"}, "datacenter": {"Default"},
 			"description": {v.description}, "comment": {v.comment}, "host": {host}, "os": {"other"}, "type": {"server"},
-			"next_run_config_exists": {"false"}, "origin": {v.origin},
+			"next_run_config_exists": {"false"}, "origin": {v.origin}, "creationdate": {number(v.created.UnixMilli())},
 		}, func() *object { return c.addContent(c.e.showVM(v), v) }})
 	}
 	return c.collection("vms", "vm", rows)
