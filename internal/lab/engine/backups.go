@@ -258,7 +258,7 @@ func (e *Engine) backupBegun(b *backup, v *vm, disks []*disk, incremental map[st
 	for _, d := range disks {
 		if b.hybrid {
 			d.status = "ok" // still held
-			d.image = newID()
+			d.leaf = newID()
 		}
 		if from != nil && incremental[d.id] && slices.Contains(from.disks, d.id) {
 			b.modes[d.id] = "incremental"
@@ -398,7 +398,7 @@ func (e *Engine) backupEnded(b *backup, v *vm, err error) {
 	if b.hybrid {
 		for _, id := range b.disks {
 			if d, found := e.state.disks.get(id); found {
-				d.image = newID()
+				d.leaf = newID()
 			}
 		}
 	}

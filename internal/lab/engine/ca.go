@@ -12,19 +12,23 @@ import (
 	"time"
 )
 
-// CA is a certificate authority as engine-setup makes one: it signs the engine's certificate and those of the hosts'
-// daemons.
-type CA struct {
+// Authority signs certificates, as an engine's own does: for the engine and for its hosts' daemons.
+type Authority interface {
+	// PEM returns the authority's certificate.
+	PEM() []byte
+	// Server returns a certificate and its key, as PEM, for a server that is reached by names or addresses.
+	Server(names ...string) (cert, key []byte, err error)
+}
+
+// authority is the one an engine makes when it is given none.
+type authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 	pem  []byte
 }
 
-// Pair is a certificate and its key, as PEM.
-type Pair struct{ Cert, Key []byte }
-
-// NewCA makes an authority that is good for ten years.
-func NewCA() (*CA, error) {
+// newAuthority makes one that is good for ten years.
+func newAuthority() (*authority, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -42,21 +46,19 @@ func NewCA() (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &CA{cert: cert, key: key, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}, nil
+	return &authority{cert: cert, key: key, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}, nil
 }
 
-// PEM returns the authority's certificate.
-func (c *CA) PEM() []byte { return c.pem }
+func (a *authority) PEM() []byte { return a.pem }
 
-// Issue signs a server certificate for host names and addresses.
-func (c *CA) Issue(names ...string) (Pair, error) {
+func (a *authority) Server(names ...string) (certPEM, keyPEM []byte, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return Pair{}, err
+		return nil, nil, err
 	}
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
-		return Pair{}, err
+		return nil, nil, err
 	}
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{Organization: []string{"lab"}, CommonName: names[0]},
@@ -70,16 +72,13 @@ func (c *CA) Issue(names ...string) (Pair, error) {
 			template.DNSNames = append(template.DNSNames, n)
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, c.cert, key.Public(), c.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {
-		return Pair{}, err
+		return nil, nil, err
 	}
 	secret, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return Pair{}, err
+		return nil, nil, err
 	}
-	return Pair{
-		Cert: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		Key:  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}),
-	}, nil
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), nil
 }

@@ -89,12 +89,12 @@ wipe_after_delete false`
 	hostConstants = `
 auto_numa_status enable
 certificate.organization oVirt
-cpu.name Intel(R)_Xeon(R)_simulated
+cpu.name Intel(R) Xeon(R) simulated
 cpu.speed 2400
 cpu.topology.cores 4
 cpu.topology.sockets 2
 cpu.topology.threads 2
-cpu.type Secure_Intel_Cascadelake_Server_Family
+cpu.type Secure Intel Cascadelake Server Family
 device_passthrough.enabled false
 external_status ok
 kdump_status disabled
@@ -112,7 +112,7 @@ update_available false`
 ballooning_enabled true
 bios_type q35_ovmf
 cpu.architecture x86_64
-cpu.type Secure_Intel_Cascadelake_Server_Family
+cpu.type Secure Intel Cascadelake Server Family
 error_handling.on_error migrate
 fips_mode disabled
 firewall_type firewalld
@@ -128,7 +128,7 @@ tunnel_migration false
 virt_service true`
 )
 
-// fill sets the constants of a table. Underscores in values stand for spaces where a lower-case name cannot be meant.
+// fill sets the constants of a table.
 func (o *object) fill(table string) *object {
 	for line := range strings.SplitSeq(strings.TrimSpace(table), "\n") {
 		path, text, _ := strings.Cut(line, " ")
@@ -152,8 +152,6 @@ func constant(text string) any {
 	case strings.HasPrefix(text, "&"):
 		collection, id, _ := strings.Cut(text[1:], "/")
 		return ref(collection, id)
-	case strings.HasPrefix(text, "Secure_") || strings.HasPrefix(text, "Intel"):
-		return strings.ReplaceAll(text, "_", " ")
 	}
 	return text
 }

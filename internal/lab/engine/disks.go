@@ -23,7 +23,7 @@ func (e *Engine) showDisk(d *disk) *object {
 // diskFields sets a disk's own members; what refers to other objects differs from place to place.
 func diskFields(o *object, d *disk, incremental bool) {
 	o.set("actual_size", number(d.actual)).set("alias", d.alias).set("backup", backupWord(incremental)).setIf("backup_mode", d.mode)
-	o.fill(diskConstants).set("content_type", d.content).set("format", d.format).set("image_id", d.image)
+	o.fill(diskConstants).set("content_type", d.content).set("format", d.format).set("image_id", d.volume())
 	o.set("provisioned_size", number(d.size))
 	if d.format == "cow" && (d.status != "locked" || d.hold != holdWork) { // while it is made, the host has not said yet which version it made
 		o.set("qcow_version", "qcow2_v3")

@@ -27,8 +27,8 @@ type Options struct {
 	ClusterLevel string
 	// Users may log in; default admin@internal with password "holdfast".
 	Users []User
-	// CA signs the engine's certificate; default a new one.
-	CA *CA
+	// CA signs the engine's certificate; default a new one of the engine's own.
+	CA Authority
 	// Domains are attached and active from the start; the first is the master. Default one named "local".
 	Domains []DomainSeed
 	// VMs exist from the start.
@@ -78,7 +78,7 @@ type DiskSeed struct {
 // Engine is a running simulator. It may be used by many goroutines.
 type Engine struct {
 	opts  Options
-	ca    *CA
+	ca    Authority
 	log   *slog.Logger
 	began time.Time
 
@@ -89,8 +89,8 @@ type Engine struct {
 	// mu guards the state. It is never held while the Host works.
 	mu     sync.Mutex
 	state  state
+	closed bool // no request is taken any more
 	routes []route
-	timers []*time.Timer
 
 	// faultMu guards the armed faults: strokes by name, -1 lasts until Heal. It is asked for with and without mu.
 	faultMu sync.Mutex
@@ -105,7 +105,7 @@ func New(o Options) (*Engine, error) {
 	defaults(&o)
 	e := &Engine{opts: o, ca: o.CA, log: o.Logger, began: now(), faults: map[string]int{}, routes: routes()}
 	if e.ca == nil {
-		ca, err := NewCA()
+		ca, err := newAuthority()
 		if err != nil {
 			return nil, errs.Wrap("make", "the simulated engine's certificate authority", err)
 		}
@@ -161,20 +161,13 @@ func defaults(o *Options) {
 
 // Close ends all background work and waits for it. Servers that Start began are stopped by their contexts.
 func (e *Engine) Close() {
+	e.locked(func() { e.closed = true })
 	e.cancel()
 	e.work.Wait()
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, t := range e.timers {
-		t.Stop()
-	}
 }
 
-// stopAtClose keeps a timer from outliving the engine. The caller holds the mutex.
-func (e *Engine) stopAtClose(t *time.Timer) { e.timers = append(e.timers, t) }
-
 // CA returns the authority that signed the engine's certificate. A real engine's signs its hosts' certificates too.
-func (e *Engine) CA() *CA { return e.ca }
+func (e *Engine) CA() Authority { return e.ca }
 
 // Start serves HTTPS on addr ("127.0.0.1:0" takes any port) until the context ends, and returns the engine's URL.
 func (e *Engine) Start(ctx context.Context, addr string) (url string, err error) {
@@ -182,7 +175,7 @@ func (e *Engine) Start(ctx context.Context, addr string) (url string, err error)
 	if err != nil {
 		return "", errs.Wrap("serve the simulated engine at", addr, err)
 	}
-	cert, err := e.ca.Issue(e.opts.Name, "localhost", "127.0.0.1", host)
+	cert, key, err := e.ca.Server(e.opts.Name, "localhost", "127.0.0.1", host)
 	if err != nil {
 		return "", errs.Wrap("make", "the simulated engine's certificate", err)
 	}
@@ -190,7 +183,7 @@ func (e *Engine) Start(ctx context.Context, addr string) (url string, err error)
 	if err != nil {
 		return "", errs.Wrap("serve the simulated engine at", addr, err)
 	}
-	pair, err := tls.X509KeyPair(cert.Cert, cert.Key)
+	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
 		inner.Close()
 		return "", errs.Wrap("use", "the simulated engine's certificate", err)
@@ -240,7 +233,19 @@ func (e *Engine) wait(ctx context.Context, recorded time.Duration) bool {
 		return true
 	case <-ctx.Done():
 		return false
+	case <-e.ctx.Done():
+		return false
 	}
+}
+
+// enter counts a request in, so that Close waits for it; false means that it came too late.
+func (e *Engine) enter() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.closed {
+		e.work.Add(1)
+	}
+	return !e.closed
 }
 
 // outside runs what must not hold up others: the mutex, which the caller holds, is let go of meanwhile.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"strconv"
 	"strings"
 	"time"
@@ -34,9 +35,15 @@ func (e *Engine) endJob(j *job, err error) {
 
 // forget runs f after a time that is not scaled.
 func (e *Engine) forget(keep time.Duration, f func()) {
-	timer := time.AfterFunc(keep, func() { e.locked(f) })
-	// The timer must not outlive the engine, and needs no goroutine until then.
-	e.stopAtClose(timer)
+	e.background(func(ctx context.Context) {
+		t := time.NewTimer(keep)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			e.locked(f)
+		case <-ctx.Done():
+		}
+	})
 }
 
 func (e *Engine) jobRef(j *job) member { return member{"job", ref("jobs", j.id)} }

@@ -113,7 +113,7 @@ func (c *call) moving(ctx context.Context, m moving) {
 	}
 	e.locked(func() {
 		if err == nil { // the place is true before the end: it proves nothing
-			d.domain, d.image, d.format = place.Domain, place.Image, place.Format
+			d.domain, d.image, d.format, d.leaf = place.Domain, place.Image, place.Format, ""
 		}
 	})
 	if live {

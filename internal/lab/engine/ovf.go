@@ -74,7 +74,7 @@ func (e *Engine) ovfDisks(put printer, v *vm) {
 	for _, a := range v.attachments {
 		d, _ := e.state.disks.get(a.disk)
 		put(`<File ovf:href="%s/%s" ovf:id="%s" ovf:size="%d" ovf:description="Active VM" ovf:disk_storage_type="IMAGE" ovf:cinder_volume_type=""></File>`,
-			d.id, d.image, d.image, d.actual)
+			d.id, d.volume(), d.volume(), d.actual)
 	}
 	put(`</References><NetworkSection><Info>List of networks</Info><Network ovf:name="ovirtmgmt"></Network></NetworkSection>` +
 		`<Section xsi:type="ovf:DiskSection_Type"><Info>List of Virtual Disks</Info>`)
@@ -85,7 +85,7 @@ func (e *Engine) ovfDisks(put printer, v *vm) {
 			format = "http://www.vmware.com/specifications/vmdk.html#sparse"
 		}
 		put(`<Disk ovf:diskId="%s" ovf:size="%d" ovf:actual_size="%d" ovf:vm_snapshot_id="%s" ovf:parentRef="" ovf:fileRef="%s/%s" ovf:format="%s" `,
-			d.image, (d.size+gib-1)/gib, (d.actual+gib-1)/gib, v.snapshots[0].id, d.id, d.image, format)
+			d.volume(), (d.size+gib-1)/gib, (d.actual+gib-1)/gib, v.snapshots[0].id, d.id, d.volume(), format)
 		put(`ovf:volume-format="%s" ovf:volume-type="%s" ovf:disk-interface="%s" ovf:read-only="%t" ovf:shareable="%t" ovf:boot="%t" `,
 			strings.ToUpper(d.format), sparseWord(d.sparse), ifaceWord(a.iface), a.readOnly, d.shareable, a.bootable)
 		put(`ovf:pass-discard="%t" ovf:incremental-backup="%t" ovf:disk-alias="%s" ovf:disk-description="%s" ovf:wipe-after-delete="false"></Disk>`,
@@ -125,7 +125,7 @@ func (e *Engine) ovfHardware(put printer, v *vm) {
 		}
 		put(`<Item><rasd:Caption>%s</rasd:Caption><rasd:InstanceId>%s</rasd:InstanceId><rasd:ResourceType>17</rasd:ResourceType>`+
 			`<rasd:HostResource>%s/%s</rasd:HostResource><rasd:Parent>%s</rasd:Parent><rasd:Template>%s</rasd:Template>`,
-			d.alias, d.image, d.id, d.image, nilID, nilID)
+			d.alias, d.volume(), d.id, d.volume(), nilID, nilID)
 		put(`<rasd:StorageId>%s</rasd:StorageId><rasd:StoragePoolId>%s</rasd:StoragePoolId><Type>disk</Type><Device>disk</Device>`+
 			`<rasd:Address></rasd:Address><BootOrder>%d</BootOrder><IsPlugged>%t</IsPlugged><IsReadOnly>%t</IsReadOnly><Alias></Alias></Item>`,
 			d.domain, e.state.center, boot, a.active, a.readOnly)

@@ -77,10 +77,11 @@ func (e *Engine) Handler() http.Handler {
 	mux.HandleFunc("/ovirt-engine/api", e.serveAPI)
 	mux.HandleFunc("/ovirt-engine/api/", e.serveAPI)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if e.active(FaultUnreachable) {
+		if e.active(FaultUnreachable) || !e.enter() {
 			panic(http.ErrAbortHandler) // drops the connection
 		}
-		if e.active(FaultSlow) && !sleep(r, slowness) {
+		defer e.work.Done()
+		if e.active(FaultSlow) && !e.sleep(r, slowness) {
 			return
 		}
 		mux.ServeHTTP(w, r)
@@ -88,13 +89,15 @@ func (e *Engine) Handler() http.Handler {
 }
 
 // sleep tells whether the client was still there at the end.
-func sleep(r *http.Request, d time.Duration) bool {
+func (e *Engine) sleep(r *http.Request, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
 		return true
 	case <-r.Context().Done():
+		return false
+	case <-e.ctx.Done():
 		return false
 	}
 }

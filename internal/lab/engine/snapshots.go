@@ -94,6 +94,11 @@ func (c *call) addSnapshot() (*reply, error) {
 	c.e.event(evSnapshotBegun, "normal", about(c.correlation, v), "Snapshot '%s' creation for VM '%s' was initiated by admin@internal-authz.",
 		s.description, v.name)
 	c.e.after(snapshotTime, func() {
+		for _, id := range disks {
+			if d, found := c.e.state.disks.get(id); found {
+				d.leaf = newID()
+			}
+		}
 		s.status, v.locked = "ok", false
 		c.e.endJob(j, nil)
 		c.e.event(evSnapshotDone, "normal", about(c.correlation, v), "Snapshot '%s' creation for VM '%s' has been completed.", s.description, v.name)

@@ -117,6 +117,7 @@ type checkpoint struct {
 // a hybrid backup's disks show ok and are still held.
 type disk struct {
 	id, image, alias, description string
+	leaf                          string // the volume the API shows since a snapshot; the host knows none of it
 	status, hold                  string
 	format                        string
 	sparse, shareable             bool
@@ -136,6 +137,14 @@ const (
 	holdTransfer = "transfer"
 	holdMove     = "move"
 )
+
+// volume is the image_id that the API shows: each snapshot brings another.
+func (d *disk) volume() string {
+	if d.leaf != "" {
+		return d.leaf
+	}
+	return d.image
+}
 
 func (d *disk) place() DiskPlace {
 	return DiskPlace{Domain: d.domain, Disk: d.id, Image: d.image, Format: d.format, Size: d.size}
