@@ -130,7 +130,7 @@ func (d *damaged) needers(file string) (n int) {
 func TestDamage(t *testing.T) {
 	d := newDamaged(t)
 	rng := rand.New(rand.NewPCG(1, 1))
-	flips := 24
+	flips := 12
 	if raceEnabled || testing.Short() {
 		flips = 4
 	}
