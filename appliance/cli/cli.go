@@ -180,6 +180,28 @@ func (a *app) reader(ctx context.Context) (*chunkstore.Reader, error) {
 	return chunkstore.OpenReader(ctx, dir, a.options(ctx))
 }
 
+// servingCacheMiB is the default cache of commands that serve for long: a machine that boots reads most things twice.
+const servingCacheMiB = 256
+
+// cacheFlag adds the flag that says how much of what was decoded is kept in memory.
+func cacheFlag(c *cobra.Command, mib *int64) {
+	c.Flags().Int64Var(mib, "cache", servingCacheMiB, "MiB of decoded data to keep in memory")
+}
+
+// cachingReader opens the store with a cache of its own size.
+func (a *app) cachingReader(ctx context.Context, mib int64) (*chunkstore.Reader, error) {
+	if mib < 1 || mib > 1<<20 {
+		return nil, errs.Text("read command line", "", errs.Invalid, fmt.Sprintf("--cache %d: the cache has 1 to %d MiB", mib, 1<<20))
+	}
+	dir, err := a.storePath()
+	if err != nil {
+		return nil, err
+	}
+	o := a.options(ctx)
+	o.CacheBytes = mib << 20
+	return chunkstore.OpenReader(ctx, dir, o)
+}
+
 func (a *app) writer(ctx context.Context) (*chunkstore.Store, error) {
 	dir, err := a.storePath()
 	if err != nil {

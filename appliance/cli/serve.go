@@ -17,6 +17,7 @@ import (
 func (a *app) serveCommand() *cobra.Command {
 	var o node.ServeOptions
 	var number int
+	var cache int64
 	var format string
 	var allow []string
 	c := &cobra.Command{
@@ -40,9 +41,10 @@ func (a *app) serveCommand() *cobra.Command {
 			if o.Allow, err = parseAllow(allow); err != nil {
 				return err
 			}
-			return a.serve(c.Context(), args[0], o)
+			return a.serve(c.Context(), args[0], cache, o)
 		},
 	}
+	cacheFlag(c, &cache)
 	f := c.Flags()
 	f.StringVar(&o.Addr, "nfs", "", "address and port to listen on; port 0 takes a free one")
 	f.BoolVar(&o.Portmap, "portmap", false, "answer on port 111 of the address too (qemu's nfs driver asks there)")
@@ -62,8 +64,8 @@ func parseAllow(texts []string) ([]netip.Prefix, error) {
 	return nets, nil
 }
 
-func (a *app) serve(ctx context.Context, name string, o node.ServeOptions) error {
-	r, err := a.reader(ctx)
+func (a *app) serve(ctx context.Context, name string, cache int64, o node.ServeOptions) error {
+	r, err := a.cachingReader(ctx, cache)
 	if err != nil {
 		return err
 	}
@@ -104,21 +106,23 @@ func (a *app) line(v any) error {
 
 func (a *app) mountCommand() *cobra.Command {
 	var o node.MountOptions
+	var cache int64
 	c := &cobra.Command{
 		Use: "mount DIR", Short: "Show all restore points as files below a folder, until interrupted", Args: exactly(1, "a folder"),
 		Long: "Show all restore points as read-only files below DIR in the foreground, until SIGINT, SIGTERM or umount:\n" +
 			"points/<machine>/<time>/disk<N>.raw and .qcow2. It prints one line when the files are there.",
 		RunE: func(c *cobra.Command, args []string) error {
 			o.Dir = args[0]
-			return a.mount(c.Context(), o)
+			return a.mount(c.Context(), cache, o)
 		},
 	}
+	cacheFlag(c, &cache)
 	c.Flags().BoolVar(&o.AllowOther, "allow-other", false, "let other users of this machine read as well")
 	return c
 }
 
-func (a *app) mount(ctx context.Context, o node.MountOptions) error {
-	r, err := a.reader(ctx)
+func (a *app) mount(ctx context.Context, cache int64, o node.MountOptions) error {
+	r, err := a.cachingReader(ctx, cache)
 	if err != nil {
 		return err
 	}

@@ -18,11 +18,14 @@ import (
 	"github.com/holdfast-backup/holdfast/nfsd/portmap"
 )
 
+// daemonCacheBytes is how much of what was decoded the daemon keeps in memory.
+const daemonCacheBytes = 256 << 20
+
 // Run is the daemon: it shows a store's restore points as files, over NFS, or both, until ctx ends, which is a clean
 // end. ready is called when everything that the configuration names is there.
 func Run(ctx context.Context, c *config.Config, log *slog.Logger, ready func()) error {
 	r, err := chunkstore.OpenReader(ctx, c.Store, chunkstore.Options{
-		Logger: log, Unlock: chunkstore.WithPassphrase(func() ([]byte, error) { return ReadPassphrase(c.PassphraseFile) }),
+		Logger: log, CacheBytes: daemonCacheBytes, Unlock: chunkstore.WithPassphrase(func() ([]byte, error) { return ReadPassphrase(c.PassphraseFile) }),
 	})
 	if err != nil {
 		return err
