@@ -22,6 +22,8 @@ import (
 
 	"github.com/holdfast-backup/holdfast/appliance/node"
 	"github.com/holdfast-backup/holdfast/chunkstore"
+	"github.com/holdfast-backup/holdfast/chunkstore/keys"
+	"github.com/holdfast-backup/holdfast/internal/disk"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
@@ -44,6 +46,7 @@ type app struct {
 	World
 	storeDir       string
 	passphraseFile string
+	kitFile        string
 	output         string
 	verbose        bool
 }
@@ -97,13 +100,14 @@ func (a *app) root() *cobra.Command {
 	f.StringVar(&a.storeDir, "store", a.Getenv("HOLDFAST_STORE"), "folder of the store (HOLDFAST_STORE)")
 	f.StringVar(&a.passphraseFile, "passphrase-file", a.Getenv("HOLDFAST_PASSPHRASE_FILE"),
 		"file with the passphrase in its first line (HOLDFAST_PASSPHRASE_FILE)")
+	f.StringVar(&a.kitFile, "kit", a.Getenv("HOLDFAST_KIT"), "recovery kit to open the store with, in place of the passphrase (HOLDFAST_KIT)")
 	f.StringVarP(&a.output, "output", "o", "table", "table or json")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "tell what is done")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usage(c.CommandPath(), err.Error())
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(a.initCommand(), a.diskCommand(), a.pointCommand(), a.mountCommand(), a.storeCommand(), a.versionCommand())
+	root.AddCommand(a.initCommand(), a.diskCommand(), a.pointCommand(), a.mountCommand(), a.storeCommand(), a.recoverCommand(), a.versionCommand())
 	return root
 }
 
@@ -169,7 +173,32 @@ func (a *app) storePath() (string, error) {
 }
 
 func (a *app) options(ctx context.Context) chunkstore.Options {
-	return chunkstore.Options{Unlock: chunkstore.WithPassphrase(func() ([]byte, error) { return a.passphrase(ctx, false) }), Logger: a.logger()}
+	unlock := chunkstore.WithPassphrase(func() ([]byte, error) { return a.passphrase(ctx, false) })
+	if a.kitFile != "" {
+		unlock = a.unlockByKit
+	}
+	return chunkstore.Options{Unlock: unlock, Logger: a.logger()}
+}
+
+// maxKit bounds what is read of a recovery kit, in bytes: it is a page of text.
+const maxKit = 64 << 10
+
+// unlockByKit opens the store that a recovery kit was made for.
+func (a *app) unlockByKit(_ []byte, store chunkstore.UUID) (keys.Master, error) {
+	const op = "read recovery kit"
+	page, err := disk.ReadFile(disk.OS{}, a.kitFile, maxKit)
+	if err != nil {
+		return keys.Master{}, errs.Wrap(op, a.kitFile, err)
+	}
+	k, of, err := keys.ParseKit(page)
+	if err != nil {
+		return keys.Master{}, errs.Wrap(op, a.kitFile, err)
+	}
+	if chunkstore.UUID(of) != store {
+		return keys.Master{}, errs.Text(op, a.kitFile, errs.Denied, "it is the kit of store "+chunkstore.UUID(of).String()).
+			WithNext("This store is " + store.String() + ": use its own kit, or the passphrase.")
+	}
+	return k, nil
 }
 
 func (a *app) reader(ctx context.Context) (*chunkstore.Reader, error) {

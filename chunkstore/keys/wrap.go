@@ -100,7 +100,7 @@ func Unwrap(blob, passphrase []byte) (Master, error) {
 	r, err := age.Decrypt(bytes.NewReader(file), i)
 	if errors.Is(err, age.ErrIncorrectIdentity) {
 		return Master{}, errs.Text(op, "", errs.Denied, "the passphrase is wrong").WithNext(
-			"Give the passphrase of the store; if it is lost, the recovery kit opens the store and sets a new one.")
+			"Give the passphrase of the store; if it is lost, the recovery kit opens the store: --kit FILE.")
 	}
 	if err != nil {
 		return Master{}, corrupt(err.Error())
