@@ -6,7 +6,7 @@ SHELL := /bin/bash
 # The Debian packages that the demo and the tests need. internal/lab/parts knows what of them is needed for what, and a
 # test there compares the lists. gcc and libc6-dev are for the race detector only: the programs are built without C.
 PACKAGES := qemu-system-x86 qemu-utils qemu-block-extra mmdebstrap grub-pc-bin grub-common e2fsprogs fuse3 \
-	libnfs-utils util-linux ca-certificates
+	libnfs-utils util-linux ca-certificates python3 python3-venv python3-dev libxml2-dev gcc libc6-dev
 CHECK_PACKAGES := gcc libc6-dev
 BENCH_PACKAGES := restic nfs-ganesha nfs-ganesha-vfs rpcbind
 
@@ -14,7 +14,8 @@ BENCH_PACKAGES := restic nfs-ganesha nfs-ganesha-vfs rpcbind
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=HOLDFAST_LAB_CACHE,HOLDFAST_REAL_PARTS,HOLDFAST_BIN,TMPDIR)
 
 export CGO_ENABLED := 0
-BUILD := go build -trimpath
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+BUILD := go build -trimpath -ldflags '-X main.version=$(VERSION)'
 FUZZTIME ?= 20s
 
 .PHONY: help

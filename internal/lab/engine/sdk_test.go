@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/debian"
+	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 )
 
 // The official SDK. It is a source package with a part in C; pycurl comes as a wheel.
@@ -63,6 +65,9 @@ func isThere(path string) bool {
 func TestOfficialSDK(t *testing.T) {
 	if os.Getenv("HOLDFAST_REAL_PARTS") != "1" {
 		t.Skip("needs the official Python SDK: HOLDFAST_REAL_PARTS=1 installs it into the lab's cache")
+	}
+	if err := parts.Need(parts.Python); err != nil {
+		t.Fatal(err, errs.NextStep(err))
 	}
 	python := sdkPython(t)
 	host := newFakeHost()

@@ -36,6 +36,16 @@ var (
 		{"/usr/lib/x86_64-linux-gnu/qemu/block-nfs.so", "qemu-block-extra"},
 		{"qemu-img", "qemu-utils"},
 	}
+	// Python is for what oVirt publishes as Python packages; they have parts in C.
+	Python = []Part{
+		{"/usr/bin/python3", "python3"},
+		{"/usr/lib/python3.11/ensurepip", "python3-venv"},
+		{"/usr/include/python3.11/Python.h", "python3-dev"},
+		{"/usr/include/libxml2/libxml/xmlversion.h", "libxml2-dev"},
+		{"gcc", "gcc"},
+	}
+	// Imageio runs oVirt's daemon for images: internal/lab/imageio.
+	Imageio = append(slices.Clone(Python), Part{"qemu-nbd", "qemu-utils"})
 	// Mount shows points as files.
 	Mount = []Part{{"fusermount3", "fuse3"}}
 )
