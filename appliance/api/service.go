@@ -1,0 +1,93 @@
+package api
+
+import (
+	"context"
+	"time"
+
+	"github.com/holdfast-backup/holdfast/appliance"
+)
+
+// Service is the node, as the API drives it. Errors are *errs.Error with the kind that decides the HTTP status.
+type Service interface {
+	Managers
+	VMs
+	Sessions
+	Tasks
+}
+
+// Managers keeps the engines that the node knows.
+type Managers interface {
+	AddManager(ctx context.Context, s ManagerSpec) (appliance.Manager, error)
+	ListManagers(ctx context.Context) ([]appliance.Manager, error)
+	GetManager(ctx context.Context, name string) (appliance.Manager, error)
+	// RemoveManager is errs.Busy while sessions or runs need it.
+	RemoveManager(ctx context.Context, name string) error
+}
+
+// VMs lists and backs up VMs.
+type VMs interface {
+	// ListVMs returns the VMs of all engines and, as "gone", those that only the store knows. An engine that cannot be
+	// asked is an error beside what the others answered.
+	ListVMs(ctx context.Context) ([]appliance.VM, []error)
+	GetVM(ctx context.Context, nameOrID string) (appliance.VM, error)
+	StartBackup(ctx context.Context, s BackupSpec) (appliance.Task, error)
+	ListPoints(ctx context.Context) ([]Point, []error)
+}
+
+// Sessions runs VMs from their backups.
+type Sessions interface {
+	StartInstant(ctx context.Context, s InstantSpec) (appliance.Session, appliance.Task, error)
+	ListSessions(ctx context.Context) ([]appliance.Session, error)
+	GetSession(ctx context.Context, id string) (appliance.Session, error)
+	StartMigrate(ctx context.Context, id, to string) (appliance.Task, error)
+	StartRelease(ctx context.Context, id string, discard bool) (appliance.Task, error)
+}
+
+// Tasks shows what is done.
+type Tasks interface {
+	ListTasks(ctx context.Context) ([]appliance.Task, error)
+	GetTask(ctx context.Context, id string) (appliance.Task, error)
+	CancelTask(ctx context.Context, id string) error
+	// WatchTask calls f now and after each change, until f returns an error, the task has ended or ctx has.
+	WatchTask(ctx context.Context, id string, f func(appliance.Task) error) error
+}
+
+// ManagerSpec asks for an engine to be added. Exactly one of CA and Fingerprint is given, or neither: then the answer is
+// an errs.Denied that shows the fingerprint to be confirmed.
+type ManagerSpec struct {
+	Name        string `json:"name" minLength:"1" maxLength:"64" doc:"a name of your choice"`
+	URL         string `json:"url" doc:"the engine, in any form: engine.example.com, https://engine.example.com/ovirt-engine/api"`
+	User        string `json:"user" doc:"user@domain; admin@ovirt@internalsso where Keycloak is in use"`
+	Password    string `json:"password"`
+	CA          string `json:"ca,omitempty" doc:"PEM of the engine's certificate authority"`
+	Fingerprint string `json:"fingerprint,omitempty" doc:"SHA-256 of that authority's certificate, hexadecimal: fetch it and trust it if it is this one"`
+}
+
+// BackupSpec asks for a backup.
+type BackupSpec struct {
+	VM       string `json:"vm" doc:"name or ID"`
+	Manager  string `json:"manager,omitempty" doc:"needed only if two engines have a VM of that name"`
+	Full     bool   `json:"full,omitempty" doc:"read everything, even if changes are known"`
+	Strategy string `json:"strategy,omitempty" enum:"auto,cbt" doc:"auto: the best that the VM allows"`
+}
+
+// InstantSpec asks for an instant restore.
+type InstantSpec struct {
+	Point     string `json:"point" doc:"an ID or a unique prefix of one, or VM@latest, VM@2026-09-14T02, VM@-3d"`
+	Manager   string `json:"manager,omitempty" doc:"the engine to restore to; by default the one the point came from"`
+	Name      string `json:"name,omitempty" doc:"of the new VM; by default the old name, with a suffix if it is taken"`
+	Cluster   string `json:"cluster,omitempty" doc:"name or ID; by default the old one"`
+	PowerOn   bool   `json:"power_on,omitempty"`
+	MigrateTo string `json:"migrate_to,omitempty" doc:"name or ID of a storage domain: migrate there as soon as the VM runs"`
+	Format    string `json:"format,omitempty" enum:"qcow2,raw" doc:"how disks are published; qcow2 unless there is a reason"`
+}
+
+// Point is a restore point in lists.
+type Point struct {
+	Point string    `json:"point"`
+	VM    string    `json:"vm"`
+	Time  time.Time `json:"time"`
+	Mode  string    `json:"mode,omitempty" doc:"full or incremental"`
+	Size  int64     `json:"size_bytes"`
+	Data  int64     `json:"data_bytes"`
+}

@@ -1,0 +1,214 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sort"
+
+	"github.com/holdfast-backup/holdfast/appliance"
+	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/appliance/catalog"
+	"github.com/holdfast-backup/holdfast/appliance/ovirt"
+	"github.com/holdfast-backup/holdfast/appliance/ovirt/imageio"
+	"github.com/holdfast-backup/holdfast/appliance/strategy/cbt"
+	"github.com/holdfast-backup/holdfast/appliance/task"
+	"github.com/holdfast-backup/holdfast/chunkstore"
+	"github.com/holdfast-backup/holdfast/internal/errs"
+)
+
+// runDoc is a run as the catalog keeps it.
+type runDoc = cbt.Run
+
+func (n *Node) runs() ([]runDoc, []error) { return catalog.List[runDoc](n.catalog, catalog.Runs) }
+
+// KeepRun implements cbt.Journal.
+func (n *Node) KeepRun(r cbt.Run) error { return n.catalog.Put(catalog.Runs, r.ID, r) }
+
+// ForgetRun implements cbt.Journal.
+func (n *Node) ForgetRun(id string) error { return n.catalog.Delete(catalog.Runs, id) }
+
+// ListPoints implements api.Service.
+func (n *Node) ListPoints(ctx context.Context) ([]api.Point, []error) {
+	points, bad := n.store.Points(ctx)
+	out := make([]api.Point, 0, len(points))
+	for _, p := range points {
+		a := api.Point{Point: string(p.ID), VM: VMOf(p), Time: p.Time, Mode: p.Labels[appliance.LabelMode]}
+		for _, d := range p.Disks {
+			a.Size += d.Root.Size
+			a.Data += d.Root.Data
+		}
+		out = append(out, a)
+	}
+	return out, bad
+}
+
+// vmKey tells VMs apart: by manager and ID, or by name for points of image files.
+type vmKey struct{ manager, id string }
+
+func keyOf(p *chunkstore.Point) vmKey {
+	if id := p.Labels[appliance.LabelVMID]; id != "" {
+		return vmKey{p.Labels[appliance.LabelManager], id}
+	}
+	return vmKey{"", VMOf(p)}
+}
+
+// ListVMs implements api.Service.
+func (n *Node) ListVMs(ctx context.Context) ([]appliance.VM, []error) {
+	points, bad := n.store.Points(ctx)
+	stored := map[vmKey]*appliance.VM{}
+	for _, p := range points {
+		v := stored[keyOf(p)]
+		if v == nil {
+			v = &appliance.VM{Name: VMOf(p), Manager: p.Labels[appliance.LabelManager], ID: p.Labels[appliance.LabelVMID], Status: "gone"}
+			stored[keyOf(p)] = v
+		}
+		v.Points++
+		v.Newest = &appliance.Newest{Point: string(p.ID), Time: p.Time}
+	}
+	ms, err := n.ListManagers(ctx)
+	if err != nil {
+		bad = append(bad, err)
+	}
+	var out []appliance.VM
+	for _, m := range ms {
+		vms, err := n.vmsOf(ctx, m.Name)
+		if err != nil {
+			bad = append(bad, err)
+			continue
+		}
+		for _, v := range vms {
+			a := appliance.VM{ID: string(v.ID), Name: v.Name, Manager: m.Name, Status: string(v.Status), Tags: v.Tags}
+			k := vmKey{m.Name, string(v.ID)}
+			if s := stored[k]; s != nil {
+				a.Points, a.Newest = s.Points, s.Newest
+				delete(stored, k)
+			}
+			out = append(out, a)
+		}
+	}
+	for _, v := range stored {
+		out = append(out, *v)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name+out[i].ID < out[j].Name+out[j].ID })
+	return out, bad
+}
+
+func (n *Node) vmsOf(ctx context.Context, manager string) ([]ovirt.VM, error) {
+	c, err := n.managers.client(ctx, manager)
+	if err != nil {
+		return nil, err
+	}
+	vms, err := c.VMs(ctx)
+	return vms, errs.Wrap("list VMs of", manager, err)
+}
+
+// GetVM implements api.Service.
+func (n *Node) GetVM(ctx context.Context, nameOrID string) (appliance.VM, error) {
+	v, c, err := n.findVM(ctx, nameOrID, "")
+	if err != nil || c == nil {
+		return v, err
+	}
+	disks, err := c.Disks(ctx, ovirt.ID(v.ID))
+	if err != nil {
+		return v, errs.Wrap("list disks of", v.Name, err)
+	}
+	for _, d := range disks {
+		v.Disks = append(v.Disks, appliance.VMDisk{
+			ID: string(d.ID), Alias: d.Alias, SizeBytes: d.Provisioned, Format: string(d.Format), CBT: d.Incremental, Hole: hole(d),
+		})
+	}
+	return v, nil
+}
+
+// hole says why a disk cannot be backed up through the backup API.
+func hole(d ovirt.Disk) string {
+	switch {
+	case d.Storage != "" && d.Storage != "image":
+		return "a " + d.Storage + " disk: oVirt's backup API cannot read it"
+	case d.Shareable:
+		return "shareable: oVirt's backup API cannot read it"
+	case d.Format == ovirt.FormatRaw:
+		return "raw: has to become qcow2 before incremental backup can be enabled"
+	case !d.Incremental:
+		return "incremental backup is not enabled"
+	}
+	return ""
+}
+
+// findVM finds a VM by name or ID, and the engine it is on, which is nil for one that only the store knows.
+func (n *Node) findVM(ctx context.Context, nameOrID, manager string) (appliance.VM, *login, error) {
+	all, bad := n.ListVMs(ctx)
+	var found []appliance.VM
+	for _, v := range all {
+		if (v.Name == nameOrID || v.ID == nameOrID && v.ID != "") && (manager == "" || v.Manager == manager) {
+			found = append(found, v)
+		}
+	}
+	if live := slices.DeleteFunc(slices.Clone(found), func(v appliance.VM) bool { return v.Status == "gone" }); len(live) > 0 {
+		found = live
+	}
+	switch {
+	case len(found) == 0 && len(bad) > 0:
+		return appliance.VM{}, nil, bad[0] // it may be on the engine that does not answer
+	case len(found) == 0:
+		return appliance.VM{}, nil, errs.Text("find VM", nameOrID, errs.NotFound, "no engine has a VM of that name or ID").
+			WithNext("See `holdfast vm list`.")
+	case len(found) > 1:
+		return appliance.VM{}, nil, errs.Text("find VM", nameOrID, errs.Invalid, fmt.Sprintf("%d VMs have that name", len(found))).
+			WithNext("Name it by its ID, or name its manager.")
+	case found[0].Status == "gone":
+		return found[0], nil, nil
+	}
+	c, err := n.managers.client(ctx, found[0].Manager)
+	return found[0], c, err
+}
+
+// StartBackup implements api.Service.
+func (n *Node) StartBackup(ctx context.Context, s api.BackupSpec) (appliance.Task, error) {
+	var none appliance.Task
+	v, c, err := n.findVM(ctx, s.VM, s.Manager)
+	if err != nil {
+		return none, err
+	}
+	if c == nil {
+		return none, errs.Text("back up", v.Name, errs.NotFound, "no engine has this VM any more; only its points are left")
+	}
+	t := appliance.Task{ID: task.NewID(), Kind: appliance.TaskBackup, Subject: v.Name, Manager: v.Manager}
+	return n.begin("vm/"+v.Manager+"/"+v.ID, t, func(ctx context.Context, h *task.Handle) (map[string]any, error) {
+		if s.Strategy != "cbt" {
+			h.Note("Strategy cbt: it is the only one so far.")
+		}
+		ctx = ovirt.WithCorrelation(ctx, "holdfast-"+t.ID)
+		res, err := cbt.Backup(ctx, n.cbtOptions(c, h, v, t.ID, s.Full))
+		if err != nil {
+			return nil, err
+		}
+		return backupResult(res), nil
+	})
+}
+
+func (n *Node) cbtOptions(c *login, r cbt.Reporter, v appliance.VM, task string, full bool) cbt.Options {
+	return cbt.Options{
+		Engine: c.Client, Store: n.store, Journal: n, Report: r, Manager: v.Manager, VM: ovirt.VM{ID: ovirt.ID(v.ID), Name: v.Name},
+		RunID: task, Task: task, Full: full, Poll: n.o.Poll,
+		Open: func(ctx context.Context, t ovirt.Transfer) (cbt.Image, error) {
+			return imageio.Dial(ctx, imageio.Options{TransferURL: t.TransferURL, ProxyURL: t.ProxyURL, CA: c.ca, Logger: n.log})
+		},
+	}
+}
+
+// backupResult is the result of a backup's task. Its keys are promises to scripts.
+func backupResult(r *cbt.Result) map[string]any {
+	out := map[string]any{
+		"point": string(r.Point.ID), "incremental": r.Incremental, "read_bytes": r.ReadBytes, "dirty_bytes": r.DirtyBytes,
+		"new_bytes": r.Stats.NewBytes, "known_bytes": r.Stats.KnownBytes, "stored_bytes": r.Stats.StoredBytes, "data_bytes": r.DataBytes,
+	}
+	if r.Reason != "" {
+		out["reason"] = r.Reason
+	}
+	if r.Stats.StoredBytes > 0 {
+		out["dedup_ratio"] = float64(r.DataBytes) / float64(r.Stats.StoredBytes)
+	}
+	return out
+}

@@ -1,0 +1,135 @@
+package node
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/holdfast-backup/holdfast/appliance"
+	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/appliance/catalog"
+	"github.com/holdfast-backup/holdfast/appliance/task"
+	"github.com/holdfast-backup/holdfast/chunkstore"
+	"github.com/holdfast-backup/holdfast/internal/disk"
+	"github.com/holdfast-backup/holdfast/internal/errs"
+	"github.com/holdfast-backup/holdfast/nfsd"
+)
+
+// NodeOptions make a Node.
+type NodeOptions struct {
+	Store   *chunkstore.Store
+	State   string // folder of the catalog and of the sessions' files
+	NFS     *nfsd.Server
+	Allow   []string // networks that may mount sessions, as in the configuration
+	Address string   // under which hosts reach the NFS server
+	Port    uint16
+	Logger  *slog.Logger
+	Poll    time.Duration // between two looks at an engine; default 1 s
+}
+
+// Node is the service behind the API: it backs VMs up and runs them from their backups.
+type Node struct {
+	o        NodeOptions
+	log      *slog.Logger
+	store    *chunkstore.Store
+	catalog  *catalog.Catalog
+	tasks    *task.Runner
+	managers *managers
+	exporter *exporter
+	mu       sync.Mutex        // guards busy
+	busy     map[string]string // what a task works on ("vm/…", "session/…") → the task's ID
+	stop     context.CancelFunc
+	wg       sync.WaitGroup // work that belongs to no task: cleaning up after a kill
+}
+
+var _ api.Service = (*Node)(nil)
+
+// NewNode opens the node's state, serves again what was served before it ended, and begins to clean up what was left.
+func NewNode(ctx context.Context, o NodeOptions) (*Node, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	c, err := catalog.Open(disk.OS{}, filepath.Join(o.State, "catalog"))
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{o: o, log: o.Logger, store: o.Store, catalog: c, busy: map[string]string{}}
+	n.tasks = task.New(task.Options{Catalog: c, Logger: o.Logger})
+	if n.managers, err = newManagers(n); err != nil {
+		return nil, err
+	}
+	if n.exporter, err = newExporter(n); err != nil {
+		return nil, err
+	}
+	bg, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	n.stop = cancel
+	if err := n.resume(ctx, bg); err != nil {
+		_ = n.Close(ctx)
+		return nil, err
+	}
+	return n, nil
+}
+
+// Close ends all tasks, and stops serving without dropping anything: the next start goes on.
+func (n *Node) Close(ctx context.Context) error {
+	n.tasks.Close()
+	if n.stop != nil {
+		n.stop()
+	}
+	n.wg.Wait()
+	n.managers.close(ctx)
+	return n.exporter.shutdown()
+}
+
+// begin runs a task that is the only one on its object.
+func (n *Node) begin(object string, t appliance.Task, f func(context.Context, *task.Handle) (map[string]any, error)) (appliance.Task, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.beginLocked(object, t, f)
+}
+
+// beginLocked is begin for those who hold n.mu.
+func (n *Node) beginLocked(object string, t appliance.Task, f func(context.Context, *task.Handle) (map[string]any, error)) (appliance.Task, error) {
+	if by := n.busy[object]; by != "" {
+		return t, errs.Text("start "+string(t.Kind), t.Subject, errs.Busy, "task "+by+" works on it").
+			WithNext("Wait for it: holdfast task watch " + by)
+	}
+	if t.ID == "" {
+		t.ID = task.NewID()
+	}
+	n.busy[object] = t.ID
+	started, err := n.tasks.Start(t, func(ctx context.Context, h *task.Handle) (map[string]any, error) {
+		defer func() {
+			n.mu.Lock()
+			delete(n.busy, object)
+			n.mu.Unlock()
+		}()
+		return f(ctx, h)
+	})
+	if err != nil {
+		delete(n.busy, object)
+	}
+	return started, err
+}
+
+// ListTasks implements api.Service.
+func (n *Node) ListTasks(context.Context) ([]appliance.Task, error) {
+	list, bad := n.tasks.List()
+	for _, err := range bad {
+		n.log.Error("a task cannot be read", "err", err)
+	}
+	return list, nil
+}
+
+// GetTask implements api.Service.
+func (n *Node) GetTask(_ context.Context, id string) (appliance.Task, error) { return n.tasks.Get(id) }
+
+// CancelTask implements api.Service.
+func (n *Node) CancelTask(_ context.Context, id string) error { return n.tasks.Cancel(id) }
+
+// WatchTask implements api.Service.
+func (n *Node) WatchTask(ctx context.Context, id string, f func(appliance.Task) error) error {
+	return n.tasks.Watch(ctx, id, f)
+}
