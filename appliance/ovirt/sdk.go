@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
+	"time"
 
 	ovirtsdk "github.com/ovirt/go-ovirt"
 
@@ -77,7 +79,20 @@ func readOne[T any](ctx context.Context, c *Client, r request, root string, read
 			return one, nil
 		}
 	}
-	return nil, errs.New(r.op, r.subject, errs.Bug, fmt.Errorf("the engine's answer is not understood: %w", err))
+	return nil, notUnderstood(r, err)
+}
+
+// notUnderstood drops the values that parsers quote: one may be a ticket.
+func notUnderstood(r request, err error) error {
+	var number *strconv.NumError
+	var date *time.ParseError
+	switch {
+	case errors.As(err, &number):
+		err = fmt.Errorf("a number is damaged: %w", number.Err)
+	case errors.As(err, &date):
+		err = errors.New("a date is damaged")
+	}
+	return errs.New(r.op, r.subject, errs.Bug, fmt.Errorf("the engine's answer is not understood: %w", err))
 }
 
 // slice is one of go-ovirt's lists.
@@ -96,7 +111,7 @@ func readMany[T any, S slice[T], W any](ctx context.Context, c *Client, r reques
 		list, err = guarded(func() (S, error) { return read(x, start) })
 	}
 	if err != nil {
-		return nil, errs.New(r.op, r.subject, errs.Bug, fmt.Errorf("the engine's answer is not understood: %w", err))
+		return nil, notUnderstood(r, err)
 	}
 	words := make([]W, 0, len(list.Slice()))
 	for _, one := range list.Slice() {

@@ -185,7 +185,7 @@ func fetchJSON[T any](ctx context.Context, c *Client, r request) (T, error) {
 		return v, err
 	}
 	if err := json.Unmarshal(answer, &v); err != nil {
-		return v, errs.New(r.op, r.subject, errs.Bug, fmt.Errorf("the engine's answer is not understood: %w", err))
+		return v, notUnderstood(r, err)
 	}
 	return v, nil
 }
