@@ -104,9 +104,9 @@ var rules = [...]rule{
 		"Make room on the storage domain, or choose another."),
 	is(`not authorized|insufficient permissions|no permission`, errs.Denied, nextRight),
 	is(`delete protection`, errs.Denied, "Disable Delete Protection of the VM in the engine first."),
+	is(`already in use|already used by|already exists?|duplicates in target mac pool|already marked as boot|already attached`, errs.Exists, ""),
 	is(`following disks are locked|is locked|try again|in progress|performing an operation|during a backup|during a snapshot`, errs.Busy, nextWait),
 	is(`being (moved|copied|transferred|created|removed|migrated|exported|previewed|merged)|active image transfer`, errs.Busy, nextWait),
-	is(`already in use|already used by|already exists?|duplicates in target mac pool|already marked as boot|already attached`, errs.Exists, ""),
 	is(`^\[\]$`, errs.Busy, nextWait), // only of a fault: a snapshot or a backup is in the way, and the engine does not say so
 	is(`RAW format disks|incompatible with the storage domain type`, errs.Unsupported,
 		"A raw disk has to become qcow2 first: convert it, or move it to a qcow2 disk, in the engine."),

@@ -109,7 +109,7 @@ func asXML(b *strings.Builder, name string, v any) {
 		text := fmt.Sprint(v)
 		if ms, ok := v.(float64); ok {
 			text = strconv.FormatFloat(ms, 'f', -1, 64)
-			if strings.HasSuffix(name, "date") || strings.HasSuffix(name, "time") {
+			if ms > 1e11 { // numbers are strings there, but for dates and a few small ones
 				text = time.UnixMilli(int64(ms)).UTC().Format(time.RFC3339Nano)
 			}
 		}
