@@ -34,6 +34,9 @@ type fault struct {
 // Error prints the engine's text.
 func (f *fault) Error() string {
 	text := strings.Trim(f.detail, "[] \n\t")
+	if text == "" && f.detail != "" {
+		text = f.reason + ", without saying why"
+	}
 	if text == "" {
 		text = f.reason
 	}
