@@ -38,8 +38,9 @@ import (
 const (
 	// startWithin is how long the daemon may take until it listens. It takes under a second on an idle machine.
 	startWithin = 30 * time.Second
-	// stopWithin is how long it may take to end; it looks once in a second whether it should.
-	stopWithin = 10 * time.Second
+	// stopWithin is how long it may take to end when asked; its services look twice in a second whether they should.
+	stopWithin   = 2 * time.Second
+	stopAttempts = 3
 	// controlWithin is longer than the daemon itself waits for readers when a ticket is removed, which is 60 s.
 	controlWithin = 90 * time.Second
 )
@@ -216,9 +217,24 @@ func (d *Daemon) Done() <-chan struct{} { return d.process.Done() }
 // Close ends the daemon and everything it reads. It may be called more than once.
 func (d *Daemon) Close() {
 	d.closed.Do(func() {
-		_ = d.process.Stop(syscall.SIGTERM, stopWithin) // at the latest it is killed, and that is all we want
+		d.stop()
 		d.removeFiles()
 	})
+}
+
+// stop asks more than once: between looking whether it should end and waiting for a signal, the daemon misses one.
+func (d *Daemon) stop() {
+	for range stopAttempts {
+		_ = d.process.Signal(syscall.SIGTERM) // the only failure is that it has ended
+		timer := time.NewTimer(stopWithin)
+		select {
+		case <-d.process.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+	}
+	d.process.Kill()
 }
 
 func (d *Daemon) removeFiles() {

@@ -1,7 +1,7 @@
 // Package pki is a tiny certificate authority for the lab's servers: one self-signed authority that lives as long as
 // the process, and server certificates for the names and addresses they are reached by.
 //
-// Nothing is stored. Everything may be called concurrently. The test verifies as a TLS client would.
+// Nothing is stored. Everything may be called concurrently. The test lets a TLS client decide.
 package pki
 
 import (
