@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -55,9 +56,10 @@ func TestLifeOfATask(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := "[running 1 running 1 10/30 8 s succeeded 2]"
-		if got := fmt.Sprint(seen); got != want && got != "[running 0 "+want[1:] {
-			t.Errorf("seen %v", got)
+		// States that pass in no time may be seen or not; the one that lasts, and the end, always are.
+		lasting := slices.Index(seen, "running 1 10/30 8 s")
+		if lasting < 0 || seen[len(seen)-1] != "succeeded 2" || !slices.IsSorted(seen) {
+			t.Errorf("seen %v", seen)
 		}
 		end, err := r.Wait(t.Context(), started.ID)
 		if err != nil || end.State != appliance.TaskSucceeded || end.Result["point"] != "p" || fmt.Sprint(end.Notes) != "[a note]" {
