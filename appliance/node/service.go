@@ -27,6 +27,7 @@ type NodeOptions struct {
 	Port    uint16
 	Logger  *slog.Logger
 	Poll    time.Duration // between two looks at an engine; default 1 s
+	Disk    disk.Disk     // of the catalog; default the real one
 }
 
 // Node is the service behind the API: it backs VMs up and runs them from their backups.
@@ -51,7 +52,10 @@ func NewNode(ctx context.Context, o NodeOptions) (*Node, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	c, err := catalog.Open(disk.OS{}, filepath.Join(o.State, "catalog"))
+	if o.Disk == nil {
+		o.Disk = disk.OS{}
+	}
+	c, err := catalog.Open(o.Disk, filepath.Join(o.State, "catalog"))
 	if err != nil {
 		return nil, err
 	}

@@ -51,7 +51,9 @@ type noHost struct{ engine.Host }
 
 func (noHost) RunningVMs() []string { return nil }
 
-func (noHost) DomainSpace(context.Context, string) (available, used int64, err error) { return 1 << 40, 0, nil }
+func (noHost) DomainSpace(context.Context, string) (available, used int64, err error) {
+	return 1 << 40, 0, nil
+}
 
 // newEngine is the lab's simulated engine over real TLS.
 func newEngine(t *testing.T) (e *engine.Engine, url string) {
