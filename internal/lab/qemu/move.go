@@ -29,6 +29,7 @@ const (
 
 // MoveOptions says where a disk is moved.
 type MoveOptions struct {
+	Disk         int    // which of the machine's disks; 0 is the first
 	SnapshotPath string // a file to be made: takes the guest's writes during the move and is of no use after it
 	DestDir      string // an existing folder; gets base.qcow2 (or base.raw) and top.qcow2
 	// Progress, when set, is told how far a step is, in percent. It is called from one goroutine at a time.
@@ -64,7 +65,7 @@ func MoveDisk(ctx context.Context, vm *VM, opts MoveOptions) (Moved, error) {
 	if opts.Progress == nil {
 		opts.Progress = func(MoveStep, float64) {}
 	}
-	m := &mover{vm: vm, opts: opts, base: vm.Disk(), moved: Moved{Took: map[MoveStep]time.Duration{}}}
+	m := &mover{vm: vm, opts: opts, base: vm.Disks()[opts.Disk], moved: Moved{Took: map[MoveStep]time.Duration{}}}
 	if m.base["backing"] != nil {
 		return Moved{}, errs.Text("move the disk of", vm.name, errs.Unsupported, "it consists of several images")
 	}
@@ -106,7 +107,7 @@ func (m *mover) snapshot(ctx context.Context) error {
 		return err
 	}
 	m.top["backing"] = m.base
-	m.vm.setDisk(m.top)
+	m.vm.setDisk(m.opts.Disk, m.top)
 	m.opts.Progress(MoveSnapshot, 100)
 	return nil
 }
@@ -170,7 +171,7 @@ func (m *mover) mirror(ctx context.Context) error {
 	if e.Name != "BLOCK_JOB_COMPLETED" || e.Field("error") != "" {
 		return fmt.Errorf("the mirror job did not pivot: %s %s", e.Name, e.Data)
 	}
-	m.vm.setDisk(m.dest)
+	m.vm.setDisk(m.opts.Disk, m.dest)
 	m.moved.Took[MovePivot] = time.Since(begun)
 	m.moved.Took[MoveMirror] -= m.moved.Took[MovePivot]
 	m.opts.Progress(MovePivot, 100)
@@ -223,10 +224,10 @@ func (m *mover) release(ctx context.Context) error {
 	return nil
 }
 
-func (vm *VM) setDisk(n Node) {
+func (vm *VM) setDisk(i int, n Node) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
-	vm.disk = n
+	vm.disks[i] = n
 }
 
 // BlockNode is a node that qemu has open.
@@ -237,6 +238,15 @@ type BlockNode struct {
 	Image  struct {
 		Size int64 `json:"virtual-size"`
 	} `json:"image"`
+	Bitmaps []Bitmap `json:"dirty-bitmaps"`
+}
+
+// Bitmap is one that a node keeps of what is written.
+type Bitmap struct {
+	Name         string `json:"name"`
+	Recording    bool   `json:"recording"`
+	Persistent   bool   `json:"persistent"`
+	Inconsistent bool   `json:"inconsistent"` // it was not written back when its machine died: of no use, but to be removed
 }
 
 // BlockNodes lists everything that qemu has open for the machine's disks.

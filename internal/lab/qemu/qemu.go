@@ -23,6 +23,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -43,10 +44,26 @@ type Config struct {
 	Name      string    // for messages
 	Disk      Node      // the disk's top node; it has a name
 	SCSI      bool      // attach it to a virtio-scsi controller instead of virtio-blk
+	Drives    []Drive   // a machine of several disks has these instead; the first one boots
 	Q35       bool      // the newer PC instead of the older one, which starts a little faster
 	MemoryMiB int       // 0: 512
 	CPUs      int       // 0: 2
 	Stderr    io.Writer // sees what qemu itself says; may be nil
+}
+
+// Drive is one of a machine's disks.
+type Drive struct {
+	Top    Node   // the disk's top node; it has a name
+	SCSI   bool   // at a virtio-scsi controller instead of virtio-blk
+	Serial string // by which the guest knows the disk, at most 36 bytes, of which virtio-blk shows 20; may be empty
+}
+
+// drives returns the disks, however they were given.
+func (cfg Config) drives() []Drive {
+	if len(cfg.Drives) > 0 {
+		return cfg.Drives
+	}
+	return []Drive{{Top: cfg.Disk, SCSI: cfg.SCSI}}
 }
 
 // VM is a running machine.
@@ -58,8 +75,8 @@ type VM struct {
 	folder  string
 	ended   chan struct{} // closed when everything was cleaned up
 
-	mu   sync.Mutex // guards disk
-	disk Node       // the disk's top node as it is now
+	mu    sync.Mutex // guards disks
+	disks []Node     // the disks' top nodes as they are now
 }
 
 // Start starts a machine; it is killed when ctx ends. The caller ends it with Shutdown or Kill.
@@ -67,14 +84,18 @@ func Start(ctx context.Context, cfg Config) (*VM, error) {
 	if err := parts.Need(parts.Machine); err != nil {
 		return nil, err
 	}
-	if cfg.Disk.Name() == "" {
-		return nil, errs.Text("start the machine", cfg.Name, errs.Bug, "its disk's top node has no name")
+	var disks []Node
+	for _, d := range cfg.drives() {
+		if d.Top.Name() == "" {
+			return nil, errs.Text("start the machine", cfg.Name, errs.Bug, "a disk's top node has no name")
+		}
+		disks = append(disks, d.Top)
 	}
 	folder, err := os.MkdirTemp("", "holdfast-vm-")
 	if err != nil {
 		return nil, errs.Wrap("start the machine", cfg.Name, err)
 	}
-	vm := &VM{name: cfg.Name, folder: folder, disk: cfg.Disk, ended: make(chan struct{})}
+	vm := &VM{name: cfg.Name, folder: folder, disks: disks, ended: make(chan struct{})}
 	if err := vm.start(ctx, cfg); err != nil {
 		_ = os.RemoveAll(folder) // the first error matters
 		return nil, errs.Wrap("start the machine", cfg.Name, err)
@@ -169,12 +190,32 @@ func (vm *VM) arguments(cfg Config) []string {
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-chardev", "socket,id=serial,path=" + vm.path("serial"), "-serial", "chardev:serial",
 		"-chardev", "socket,id=qmp,path=" + vm.path("qmp"), "-mon", "chardev=qmp,mode=control",
-		"-device", "virtio-rng-pci",
-		"-blockdev", cfg.Disk.json()}
-	if cfg.SCSI {
-		return append(args, "-device", "virtio-scsi-pci", "-device", "scsi-hd,id=disk0,drive="+cfg.Disk.Name())
+		"-device", "virtio-rng-pci"}
+	return append(args, driveArguments(cfg.drives())...)
+}
+
+// driveArguments attaches the disks, all virtio-scsi ones to one controller.
+func driveArguments(drives []Drive) (args []string) {
+	if slices.ContainsFunc(drives, func(d Drive) bool { return d.SCSI }) {
+		args = append(args, "-device", "virtio-scsi-pci")
 	}
-	return append(args, "-device", "virtio-blk-pci,id=disk0,drive="+cfg.Disk.Name())
+	for i, d := range drives {
+		device := "virtio-blk-pci"
+		if d.SCSI {
+			device = "scsi-hd"
+		}
+		device += fmt.Sprintf(",id=disk%d,drive=%s", i, d.Top.Name())
+		if i == 0 {
+			device += ",bootindex=1"
+		}
+		if d.Serial != "" && d.SCSI {
+			device += ",serial=" + d.Serial
+		} else if d.Serial != "" {
+			device += ",serial=" + d.Serial[:min(len(d.Serial), 20)]
+		}
+		args = append(args, "-blockdev", d.Top.json(), "-device", device)
+	}
+	return args
 }
 
 func (vm *VM) path(name string) string { return filepath.Join(vm.folder, name) }
@@ -204,11 +245,14 @@ func (vm *VM) PID() int { return vm.process.PID() }
 // Done is closed when the machine has ended and nothing of it is left.
 func (vm *VM) Done() <-chan struct{} { return vm.ended }
 
-// Disk returns the disk's top node as it is now.
-func (vm *VM) Disk() Node {
+// Disk returns the first disk's top node as it is now.
+func (vm *VM) Disk() Node { return vm.Disks()[0] }
+
+// Disks returns the top nodes of all disks as they are now, in the order they were given in.
+func (vm *VM) Disks() []Node {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
-	return vm.disk
+	return slices.Clone(vm.disks)
 }
 
 // Shutdown lets the guest power off and waits until qemu has written everything and ended. Somebody must be logged in.
