@@ -30,6 +30,9 @@ func Migrate(ctx context.Context, o Options, r *Record, report Reporter) error {
 	}
 	for i := range r.Volumes {
 		if err := w.move(ctx, i); err != nil {
+			if task.Ending(ctx) {
+				return err // the engine goes on moving, and the next start goes on watching
+			}
 			back := w.enter(appliance.SessionRunning)
 			err = errs.Wrap("migrate disk", r.Volumes[i].Alias, err)
 			if back != nil {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast/appliance"
 	"github.com/holdfast-backup/holdfast/appliance/ovirt"
+	"github.com/holdfast-backup/holdfast/appliance/task"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
@@ -61,7 +62,8 @@ var setups = [...]setup{
 	{appliance.SessionStart, (*worker).start},
 }
 
-// SetUp brings a session from wherever it is to running. If that fails it is taken apart, and the error says so.
+// SetUp brings a session from wherever it is to running. If that fails it is taken apart, and the error says so; if the
+// node ends meanwhile, the session stays as it is and goes on at the next start.
 func SetUp(ctx context.Context, o Options, r *Record, report Reporter) error {
 	w := newWorker(o, r, report)
 	err := w.setUp(ctx)
@@ -70,6 +72,9 @@ func SetUp(ctx context.Context, o Options, r *Record, report Reporter) error {
 		return nil
 	}
 	err = errs.Wrap("instant restore of", r.SourceVM, err)
+	if task.Ending(ctx) {
+		return err
+	}
 	r.Undoing, r.RemoveVM = true, true
 	r.Problem = problem(err)
 	w.report.Note("It failed: " + err.Error() + ". Taking everything apart again.")

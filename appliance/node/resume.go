@@ -52,7 +52,7 @@ func (n *Node) resume(ctx, background context.Context) error {
 	}
 	for _, t := range interrupted { // they had begun nothing that is written down
 		p := &appliance.Problem{Code: task.Code(errs.Canceled), Title: string(t.Kind) + " of " + t.Subject,
-			Cause: "the node ended while it was at work", Cleaned: "nothing had been made on the engine", Remedy: "Start it again."}
+			Cause: "the node ended while it was at work", Cleaned: "nothing is left on the engine", Remedy: "Start it again."}
 		if err := n.tasks.Settle(t, appliance.TaskFailed, p); err != nil {
 			n.log.Error("an interrupted task cannot be settled", "task", t.ID, "err", err)
 		}

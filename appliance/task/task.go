@@ -7,8 +7,8 @@
 //
 //  1. A task's beginning, each of its steps and its end are in the catalog before anybody is told of them; progress is not,
 //     it is only worth something while it is fresh.
-//  2. A task that was running when the node ended is found by Interrupted at the next start, and is never left
-//     "running".
+//  2. A task that was running when the node ended or was killed is found by Interrupted at the next start, and is never
+//     left "running".
 //  3. Watching costs bounded memory: a watcher that does not keep up loses intermediate states, never the last one.
 //  4. Every task's goroutine is waited for by Close, after its context was cancelled.
 //
@@ -19,6 +19,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -42,7 +43,7 @@ type Options struct {
 type Runner struct {
 	o      Options
 	ctx    context.Context
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup
 	mu     sync.Mutex // guards the rest
 	live   map[string]*Handle
@@ -57,13 +58,20 @@ func New(o Options) *Runner {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	return &Runner{o: o, ctx: ctx, cancel: cancel, live: map[string]*Handle{}, watch: map[chan struct{}]string{}}
 }
 
-// Close cancels all tasks and waits for them.
+// errEnding is why tasks are cancelled when the node ends.
+var errEnding = errors.New("the node is ending")
+
+// Ending tells whether a task's context ended because the node ends, and not because somebody gave the task up: what can
+// go on at the next start need not be undone.
+func Ending(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errEnding) }
+
+// Close cancels all tasks and waits for them. One that did not come to its end is among the next start's Interrupted.
 func (r *Runner) Close() {
-	r.cancel()
+	r.cancel(errEnding)
 	r.wg.Wait()
 }
 
@@ -129,6 +137,11 @@ func guard(ctx context.Context, h *Handle, f func(context.Context, *Handle) (map
 func (h *Handle) end(ctx context.Context, result map[string]any, err error) {
 	h.mu.Lock()
 	now := h.r.o.Now().UTC()
+	if err != nil && Ending(ctx) {
+		h.keep()
+		h.leave()
+		return
+	}
 	h.t.Ended, h.t.Result, h.t.State = &now, result, appliance.TaskSucceeded
 	if err != nil {
 		h.t.State = appliance.TaskFailed
@@ -141,13 +154,19 @@ func (h *Handle) end(ctx context.Context, result map[string]any, err error) {
 	h.t.Progress = nil
 	h.keep()
 	t := h.t
-	h.mu.Unlock()
 	h.r.o.Logger.Info("task ended", "task", t.ID, "kind", t.Kind, "vm", t.Subject, "state", t.State, "err", err)
+	h.leave()
+}
+
+// leave takes the task from among those that run. h.mu is held, and let go of.
+func (h *Handle) leave() {
+	id := h.t.ID
+	h.mu.Unlock()
 	h.r.mu.Lock()
-	delete(h.r.live, t.ID)
+	delete(h.r.live, id)
 	h.r.mu.Unlock()
 	close(h.done)
-	h.r.wake(t.ID)
+	h.r.wake(id)
 }
 
 // keep writes the task down. h.mu is held. A task that cannot be written down goes on: what it does matters more than

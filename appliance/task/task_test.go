@@ -151,6 +151,30 @@ func TestInterruptedTasksAreSettled(t *testing.T) {
 	}
 }
 
+// TestANodeThatEndsLeavesItsTasksToTheNext: cancelled by the node's end, a task is not cancelled in the record.
+func TestANodeThatEndsLeavesItsTasksToTheNext(t *testing.T) {
+	d := disk.NewCrash()
+	r := newRunner(t, d)
+	s, err := r.Start(appliance.Task{Kind: appliance.TaskInstant}, func(ctx context.Context, h *Handle) (map[string]any, error) {
+		h.Step("export")
+		<-ctx.Done()
+		if !Ending(ctx) {
+			t.Error("the end of the node looks like somebody's wish")
+		}
+		return nil, ctx.Err()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	if left := newRunner(t, d).Interrupted(); len(left) != 1 || left[0].ID != s.ID || left[0].State != appliance.TaskRunning {
+		t.Errorf("left for the next start: %+v", left)
+	}
+	if Ending(t.Context()) {
+		t.Error("nothing ends here")
+	}
+}
+
 func TestManyWatchers(t *testing.T) {
 	r := newRunner(t, disk.NewCrash())
 	goOn := make(chan struct{})
