@@ -256,6 +256,11 @@ func (vm *VM) BlockNodes(ctx context.Context) ([]BlockNode, error) {
 	return nodes, err
 }
 
+// DiskSize returns the size of a disk in bytes, as the guest sees it.
+func (vm *VM) DiskSize(ctx context.Context, disk int) (int64, error) {
+	return vm.sizeOf(ctx, vm.Disks()[disk].Name())
+}
+
 func (vm *VM) sizeOf(ctx context.Context, node string) (int64, error) {
 	nodes, err := vm.BlockNodes(ctx)
 	if err != nil {
