@@ -40,8 +40,14 @@ type writer struct {
 
 func (w writer) write(s Spec) error {
 	const op = "write storage domain"
-	if written, err := w.written(s); err != nil || written {
+	written, err := w.written(s)
+	switch {
+	case err != nil:
 		return errs.Wrap(op, w.dir, err)
+	case written:
+		// The Write that put the note there may have been cut before the note's name was durable; if it got lost after
+		// hosts have removed the domain, the domain would come back.
+		return errs.Wrap(op, w.dir, w.disk.SyncDir(path.Dir(w.dir)))
 	}
 	if err := s.Check(); err != nil {
 		return errs.Wrap(op, w.dir, err)
