@@ -25,7 +25,7 @@ import (
 )
 
 // Run runs the command line and returns the exit code: 0 done, 1 failed, 2 used wrongly, 130 interrupted. It writes
-// errors to stderr.
+// errors to stderr. exec passes on the guest's code.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	cmd := command()
 	cmd.SetArgs(args)
@@ -34,6 +34,10 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return 0
+	}
+	var guest guestExit
+	if errors.As(err, &guest) {
+		return int(guest) // the command has said what it had to say
 	}
 	if ctx.Err() != nil {
 		fmt.Fprintln(stderr, "holdfast-lab: interrupted; everything it had started has ended")
@@ -56,7 +60,8 @@ func command() *cobra.Command {
 		Use: "holdfast-lab", Short: "Try Holdfast on real disks and real machines, without an oVirt",
 		SilenceErrors: true, SilenceUsage: true,
 	}
-	root.AddCommand(diskCommand(), runCommand(), bench.Command(programFolder()))
+	root.AddCommand(upCommand(), downCommand(), runCommand(), execCommand(), faultCommand(), diskCommand(), serveCommand(),
+		bench.Command(programFolder()))
 	return root
 }
 

@@ -12,13 +12,13 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/lab/qemu"
 )
 
-func (p *play) initStore(ctx context.Context) (string, error) {
+func (p *core) initStore(ctx context.Context) (string, error) {
 	p.tell.command([]string{"cd", p.opts.WorkDir}, "")
 	p.tell.command(append([]string{"export"}, environment...), "")
 	return "ready", p.holdfast.run(ctx, nil, "init", storeName, "--kit", storeName+".kit")
 }
 
-func (p *play) firstImport(ctx context.Context) (string, error) {
+func (p *core) firstImport(ctx context.Context) (string, error) {
 	p.tell.say("%s is the disk of a real Debian 12 machine.", image)
 	if _, err := p.tool(ctx, "qemu-img", "convert", "-O", "qcow2", p.opts.Disk, image); err != nil {
 		return "", err
@@ -31,7 +31,7 @@ func (p *play) firstImport(ctx context.Context) (string, error) {
 	return p.imported(0), err
 }
 
-func (p *play) secondImport(ctx context.Context) (string, error) {
+func (p *core) secondImport(ctx context.Context) (string, error) {
 	if err := p.importDisk(ctx, 1); err != nil {
 		return "", err
 	}
@@ -47,7 +47,7 @@ func (p *play) secondImport(ctx context.Context) (string, error) {
 }
 
 // importDisk imports the image, and holds the point's sum against qemu-img's view of the disk.
-func (p *play) importDisk(ctx context.Context, n int) error {
+func (p *core) importDisk(ctx context.Context, n int) error {
 	if err := p.holdfast.run(ctx, &p.points[n], "disk", "import", image, "--vm", machineName, "--disk", "0",
 		"--format", "qcow2"); err != nil {
 		return err
@@ -70,7 +70,7 @@ func (p *play) importDisk(ctx context.Context, n int) error {
 
 // imported is the outcome of an import in one line. The ratio is of the data of all points, each a full disk, to all
 // that is stored for them.
-func (p *play) imported(n int) string {
+func (p *core) imported(n int) string {
 	i := p.points[n]
 	stored := i.StoredBytes
 	if n > 0 {
@@ -85,7 +85,7 @@ func (p *play) imported(n int) string {
 }
 
 // checkPoint has Holdfast read a point and compares.
-func (p *play) checkPoint(ctx context.Context, n int) error {
+func (p *core) checkPoint(ctx context.Context, n int) error {
 	var shown point
 	if err := p.holdfast.run(ctx, &shown, "point", "show", p.points[n].Point, "--sha256"); err != nil {
 		return err
@@ -97,7 +97,7 @@ func (p *play) checkPoint(ctx context.Context, n int) error {
 	return nil
 }
 
-func (p *play) sum(ctx context.Context, file string) (string, error) {
+func (p *core) sum(ctx context.Context, file string) (string, error) {
 	out, err := p.tool(ctx, "sha256sum", file)
 	if err != nil {
 		return "", err
@@ -106,7 +106,7 @@ func (p *play) sum(ctx context.Context, file string) (string, error) {
 	return sum, nil
 }
 
-func (p *play) changeMachine(ctx context.Context) (string, error) {
+func (p *core) changeMachine(ctx context.Context) (string, error) {
 	took, err := p.boot(ctx, qemu.FormatNode("disk", "qcow2", qemu.FileNode(p.path(image))))
 	if err != nil {
 		return "", err
@@ -123,7 +123,7 @@ func (p *play) changeMachine(ctx context.Context) (string, error) {
 }
 
 // boot starts the machine from a disk and logs in.
-func (p *play) boot(ctx context.Context, disk qemu.Node) (time.Duration, error) {
+func (p *core) boot(ctx context.Context, disk qemu.Node) (time.Duration, error) {
 	login, cancel := context.WithTimeout(ctx, bootWithin)
 	defer cancel()
 	begun := time.Now()
@@ -140,7 +140,7 @@ func (p *play) boot(ctx context.Context, disk qemu.Node) (time.Duration, error) 
 }
 
 // guest runs a command in the machine and shows both the command and what it printed.
-func (p *play) guest(ctx context.Context, command string) (string, error) {
+func (p *core) guest(ctx context.Context, command string) (string, error) {
 	p.tell.printf("   %s%s\n", debian.Prompt, command)
 	out, err := p.vm.Console().Run(ctx, command)
 	out = strings.TrimSpace(out)
@@ -150,7 +150,7 @@ func (p *play) guest(ctx context.Context, command string) (string, error) {
 	return out, err
 }
 
-func (p *play) shutdown(ctx context.Context) error {
+func (p *core) shutdown(ctx context.Context) error {
 	err := p.vm.Shutdown(ctx)
 	if err == nil {
 		p.vm = nil

@@ -16,7 +16,7 @@ import (
 // watchFor is how long we look for reads that should not come.
 const watchFor = 3 * time.Second
 
-func (p *play) serve(ctx context.Context) (string, error) {
+func (p *core) serve(ctx context.Context) (string, error) {
 	server, line, err := p.holdfast.start(ctx, "point", "serve", machineName+"@latest", "--nfs", serveAt, "--portmap",
 		"--writable", "--format", "qcow2", "-o", "json")
 	if err != nil {
@@ -35,7 +35,7 @@ func (p *play) serve(ctx context.Context) (string, error) {
 	return "ready", nil
 }
 
-func (p *play) bootFromBackup(ctx context.Context) (string, error) {
+func (p *core) bootFromBackup(ctx context.Context) (string, error) {
 	nfs, err := qemu.NFSNode(p.url)
 	if err != nil {
 		return "", err
@@ -58,7 +58,7 @@ func (p *play) bootFromBackup(ctx context.Context) (string, error) {
 }
 
 // guestStill checks in the machine that the files of the second point are there, read anew from the disk.
-func (p *play) guestStill(ctx context.Context) error {
+func (p *core) guestStill(ctx context.Context) error {
 	if _, err := p.guest(ctx, "sync; echo 3 >/proc/sys/vm/drop_caches"); err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func (p *play) guestStill(ctx context.Context) error {
 	return nil
 }
 
-func (p *play) moveAway(ctx context.Context) (string, error) {
+func (p *core) moveAway(ctx context.Context) (string, error) {
 	p.tell.say("A counter runs in the machine and writes to the disk all the time.")
 	if _, err := p.guest(ctx, "( (i=0; while :; do i=$((i+1)); echo $i >>/srv/counter; sync -d /srv/counter; sleep 0.02; done) &)"); err != nil {
 		return "", err
@@ -108,7 +108,7 @@ func (p *play) moveAway(ctx context.Context) (string, error) {
 		float64(moved.Took[qemu.MovePivot].Microseconds())/1000), nil
 }
 
-func (p *play) stopServer(ctx context.Context) (string, error) {
+func (p *core) stopServer(ctx context.Context) (string, error) {
 	reads, _, err := p.server.stats(ctx)
 	if err != nil {
 		return "", err
@@ -146,7 +146,7 @@ func (p *play) stopServer(ctx context.Context) (string, error) {
 }
 
 // checkSession checks in the machine what it wrote while its disk was on its way.
-func (p *play) checkSession(ctx context.Context) (lines int, err error) {
+func (p *core) checkSession(ctx context.Context) (lines int, err error) {
 	if err := p.guestStill(ctx); err != nil {
 		return 0, err
 	}
@@ -176,7 +176,7 @@ func (p *play) checkSession(ctx context.Context) (lines int, err error) {
 	return b, nil
 }
 
-func (p *play) pointsUnchanged(ctx context.Context) (string, error) {
+func (p *core) pointsUnchanged(ctx context.Context) (string, error) {
 	for n := range p.points {
 		if err := p.checkPoint(ctx, n); err != nil {
 			return "", err
@@ -185,7 +185,7 @@ func (p *play) pointsUnchanged(ctx context.Context) (string, error) {
 	return "what the session wrote was dropped with it; both have the same SHA-256 as before", nil
 }
 
-func (p *play) mountPoints(ctx context.Context) (string, error) {
+func (p *core) mountPoints(ctx context.Context) (string, error) {
 	const dir = "mnt"
 	if err := os.Mkdir(p.path(dir), 0o755); err != nil {
 		return "", err
@@ -209,7 +209,7 @@ func (p *play) mountPoints(ctx context.Context) (string, error) {
 }
 
 // checkMounted reads both points through the mount, each as raw and as qcow2.
-func (p *play) checkMounted(ctx context.Context, dir string) error {
+func (p *core) checkMounted(ctx context.Context, dir string) error {
 	var listed []point
 	if err := p.holdfast.run(ctx, &listed, "point", "list"); err != nil {
 		return err
@@ -241,7 +241,7 @@ func (p *play) checkMounted(ctx context.Context, dir string) error {
 	return nil
 }
 
-func (p *play) storeStatus(ctx context.Context) (string, error) {
+func (p *core) storeStatus(ctx context.Context) (string, error) {
 	if err := p.holdfast.run(ctx, nil, "store", "status"); err != nil {
 		return "", err
 	}

@@ -50,7 +50,7 @@ func TestSizesForPeople(t *testing.T) {
 }
 
 func TestWithoutTheProgramNothingStarts(t *testing.T) {
-	_, err := newPlay(Options{BinDir: t.TempDir(), WorkDir: t.TempDir()})
+	_, err := newCore(Options{BinDir: t.TempDir(), WorkDir: t.TempDir()})
 	if !errs.Is(err, errs.NotFound) || !strings.Contains(errs.NextStep(err), "make build") {
 		t.Errorf("error %v, next step %q", err, errs.NextStep(err))
 	}

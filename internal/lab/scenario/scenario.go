@@ -42,12 +42,10 @@ const (
 	serveAt = "127.0.0.1:2049"
 	// bootWithin is how long a machine may take to its prompt. It takes a tenth of that on an idle machine.
 	bootWithin = 4 * time.Minute
-	// stepWithin is how long a chapter may take.
-	stepWithin = 6 * time.Minute
 )
 
-// play is one run of the scenario.
-type play struct {
+// core is one run of the scenario.
+type core struct {
 	opts     Options
 	tell     *narrator
 	holdfast *holdfast
@@ -61,18 +59,12 @@ type play struct {
 	url        string // where the server shows the disk
 }
 
-// step is one chapter of the story.
-type step struct {
-	title string
-	do    func(context.Context) (result string, err error)
-}
-
 // Core plays the scenario from beginning to end. It returns the first thing that is not as it should be.
 func Core(ctx context.Context, opts Options) (err error) {
 	if err := parts.Need(parts.Machine, parts.Mount); err != nil {
 		return err
 	}
-	p, err := newPlay(opts)
+	p, err := newCore(opts)
 	if err != nil {
 		return err
 	}
@@ -86,17 +78,10 @@ func Core(ctx context.Context, opts Options) (err error) {
 			p.server.process.Kill()
 		}
 	}()
-	begun := time.Now()
-	for _, s := range p.steps() {
-		if err := p.run(ctx, cancel, s); err != nil {
-			return errs.Wrap("play the scenario, chapter", fmt.Sprintf("%q", s.title), err)
-		}
-	}
-	p.tell.summary(time.Since(begun))
-	return nil
+	return play(ctx, cancel, p.tell, p.steps())
 }
 
-func (p *play) steps() []step {
+func (p *core) steps() []step {
 	return []step{
 		{"A store for backups", p.initStore},
 		{"The first backup of a machine's disk", p.firstImport},
@@ -112,27 +97,7 @@ func (p *play) steps() []step {
 	}
 }
 
-// run plays one chapter. The machine and the server live on into the next ones, so they hang on the context of the
-// whole play, and a chapter that takes too long ends the play.
-func (p *play) run(ctx context.Context, cancel context.CancelCauseFunc, s step) error {
-	late := time.AfterFunc(stepWithin, func() {
-		cancel(errs.Text("wait for the end of", "the chapter", errs.Canceled, "it took longer than "+stepWithin.String()))
-	})
-	defer late.Stop()
-	p.tell.chapter(s.title)
-	begun := time.Now()
-	result, err := s.do(ctx)
-	if cause := context.Cause(ctx); err != nil && cause != nil && cause != ctx.Err() {
-		err = fmt.Errorf("%w (%w)", cause, err)
-	}
-	if err != nil {
-		return err
-	}
-	p.tell.done(s.title, result, time.Since(begun))
-	return nil
-}
-
-func newPlay(opts Options) (*play, error) {
+func newCore(opts Options) (*core, error) {
 	work, err := filepath.Abs(opts.WorkDir)
 	if err != nil {
 		return nil, errs.Wrap("find", opts.WorkDir, err)
@@ -150,11 +115,11 @@ func newPlay(opts Options) (*play, error) {
 		return nil, errs.Wrap("write", passphrase, err)
 	}
 	tell := newNarrator(opts.Out)
-	return &play{opts: opts, tell: tell, holdfast: &holdfast{bin: bin, dir: work, tell: tell}}, nil
+	return &core{opts: opts, tell: tell, holdfast: &holdfast{bin: bin, dir: work, tell: tell}}, nil
 }
 
 // tool runs one of qemu's or the system's programs in the work folder, shown to the reader.
-func (p *play) tool(ctx context.Context, args ...string) (string, error) {
+func (p *core) tool(ctx context.Context, args ...string) (string, error) {
 	p.tell.command(args, "")
 	var out bytes.Buffer
 	process, err := proc.Start(ctx, proc.Spec{Args: args, Dir: p.opts.WorkDir, Stdout: &out})
@@ -166,7 +131,7 @@ func (p *play) tool(ctx context.Context, args ...string) (string, error) {
 }
 
 // path is where a file of the work folder lies, for those who do not work in it.
-func (p *play) path(name string) string { return filepath.Join(p.opts.WorkDir, name) }
+func (p *core) path(name string) string { return filepath.Join(p.opts.WorkDir, name) }
 
 // wrong is the error of something that is not as it should be.
 func wrong(what, format string, args ...any) error {
