@@ -68,9 +68,12 @@ func build(o Options) (*server, *http.ServeMux, error) {
 	s := &server{Options: o, beat: 15 * time.Second}
 	s.api = humago.New(mux, huma.Config{
 		OpenAPI: &huma.OpenAPI{
-			OpenAPI:    "3.1.0",
-			Info:       &huma.Info{Title: "Holdfast", Version: o.Version, Description: "The node of a Holdfast backup server. docs/api.md is the introduction."},
-			Components: &huma.Components{},
+			OpenAPI: "3.1.0",
+			Info:    &huma.Info{Title: "Holdfast", Version: o.Version, Description: "The node of a Holdfast backup server. docs/api.md is the introduction."},
+			Components: &huma.Components{SecuritySchemes: map[string]*huma.SecurityScheme{
+				"token": {Type: "http", Scheme: "bearer", Description: "Over TLS: the content of the node's token file. The unix socket needs none."},
+			}},
+			Security: []map[string][]string{{"token": {}}, {}},
 		},
 		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
 		DefaultFormat:                "application/json",

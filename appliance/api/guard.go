@@ -4,8 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"path"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
@@ -26,7 +26,8 @@ func (s *server) guard(mux *http.ServeMux) http.Handler {
 			}
 			s.log(r, answer.status, time.Since(began))
 		}()
-		if _, pattern := mux.Handler(r); pattern == "" {
+		// The mux would redirect to the clean form of a path, which might be another resource's.
+		if _, pattern := mux.Handler(r); pattern == "" || path.Clean(r.URL.Path) != r.URL.Path {
 			noRoute(answer, r, mux)
 			return
 		}
@@ -110,10 +111,6 @@ func (h *header) Write(b []byte) (int, error) { return len(b), nil }
 func caller(r *http.Request) string {
 	if p := peerOf(r.Context()); p != nil {
 		return fmt.Sprintf("uid %d", p.uid)
-	}
-	host, _, found := strings.Cut(r.RemoteAddr, "%")
-	if found {
-		return host
 	}
 	return r.RemoteAddr
 }

@@ -126,6 +126,9 @@ func refusal(op string, m *huma.ErrorModel) *ProblemDetails {
 	if kind == errs.Invalid {
 		p.Remedy = "Correct the request: GET " + openAPIPath + " says what it may hold."
 	}
+	if m.Status == http.StatusUnsupportedMediaType {
+		p.Remedy = "Send the body as application/json (curl: --json '…')."
+	}
 	p.Status, p.Errors = m.Status, fields
 	return p
 }

@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"net/url"
 
@@ -167,5 +166,3 @@ func (c *Client) CancelTask(ctx context.Context, id string) error {
 func (c *Client) Status(ctx context.Context) (api.Status, error) {
 	return get[api.Status](ctx, c, "/status")
 }
-
-var errQuiet = errors.New("no sign of life on the stream")

@@ -61,7 +61,7 @@ func Dial(o Options) (*Client, error) {
 	if o.Node == "" {
 		o.Node = DefaultNode
 	}
-	c := &Client{node: o.Node, pauses: []time.Duration{time.Second, 4 * time.Second}, quiet: time.Minute}
+	c := &Client{node: o.Node, pauses: []time.Duration{2 * time.Second, 6 * time.Second}, quiet: time.Minute}
 	t := &http.Transport{
 		TLSHandshakeTimeout: dialTime, ResponseHeaderTimeout: callTime, IdleConnTimeout: time.Minute, MaxIdleConns: 4,
 		DialContext: (&net.Dialer{Timeout: dialTime}).DialContext,
@@ -168,8 +168,12 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	if errors.As(err, &wrapped) {
 		err = wrapped.Err // it repeats the method and an address that nobody wrote
 	}
-	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		return errs.New(connectOp, c.node, errs.Canceled, err)
+	if ctx.Err() != nil {
+		given := errs.New("ask node", c.node, errs.Canceled, ctx.Err())
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			given.Next = "The node did not answer in time: look at its log (`journalctl -u holdfastd`), then ask again."
+		}
+		return given
 	}
 	kind, next := advice(c, err)
 	return errs.New(connectOp, c.node, kind, err).WithNext(next)

@@ -22,10 +22,16 @@ func (c *Client) WatchTask(ctx context.Context, id string, f func(appliance.Task
 	if err != nil {
 		return err
 	}
-	for tries := 0; ; {
+	w := &watch{c: c, f: f}
+	for tries := 0; ; tries++ {
 		began := time.Now()
-		ended, err := c.follow(ctx, path, f)
-		if ended || ctx.Err() != nil || !errs.Is(err, errs.Transient) {
+		err := w.follow(ctx, path)
+		switch {
+		case w.ended:
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !errs.Is(err, errs.Transient) || !w.seen: // it never began: whoever asked wants to know that now
 			return err
 		}
 		if time.Since(began) > c.quiet {
@@ -39,86 +45,99 @@ func (c *Client) WatchTask(ctx context.Context, id string, f func(appliance.Task
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		tries++
 	}
 }
 
-// follow reads one stream. ended tells that there is nothing to come back for: the task has ended or f wants no more.
-func (c *Client) follow(ctx context.Context, path string, f func(appliance.Task) error) (ended bool, err error) {
+// watch is one WatchTask, over as many streams as it takes.
+type watch struct {
+	c     *Client
+	f     func(appliance.Task) error
+	seen  bool // there was an event
+	ended bool // the task has ended, f wants no more, or the node has said why it cannot go on
+}
+
+// errQuiet ends a stream over which nothing comes any more, not even the signs of life.
+var errQuiet = errors.New("no sign of life for too long")
+
+// follow reads one stream to its end. Without w.ended, the error says why there was nothing more.
+func (w *watch) follow(ctx context.Context, path string) error {
 	own, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	resp, err := c.send(own, http.MethodGet, path, nil)
+	resp, err := w.c.send(own, http.MethodGet, path, nil)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer resp.Body.Close()
-	alive := time.AfterFunc(c.quiet, func() { cancel(errQuiet) })
+	alive := time.AfterFunc(w.c.quiet, func() { cancel(errQuiet) })
 	defer alive.Stop()
-	err = events(resp.Body, func() { alive.Reset(c.quiet) }, func(name string, data []byte) error {
-		switch name {
-		case api.EventTask:
-			var t appliance.Task
-			if err := json.Unmarshal(data, &t); err != nil {
-				return errs.New("read the events of node", c.node, errs.Bug, err)
-			}
-			if err := f(t); err != nil || t.State.Ended() {
-				ended = true
-				return err
-			}
-		case api.EventProblem:
-			var p api.ProblemDetails
-			if err := json.Unmarshal(data, &p); err != nil {
-				return errs.New("read the events of node", c.node, errs.Bug, err)
-			}
-			ended = true
-			return p.Err()
+	s := bufio.NewScanner(resp.Body)
+	s.Buffer(make([]byte, 0, 4096), maxEvent)
+	for {
+		name, data, more := nextEvent(s, func() { alive.Reset(w.c.quiet) })
+		if !more {
+			break
 		}
-		return nil
-	}, &ended)
-	switch {
-	case ended:
-		return true, err
-	case ctx.Err() != nil:
-		return false, ctx.Err()
-	case context.Cause(own) == errQuiet:
+		if err := w.event(name, data); err != nil || w.ended {
+			return err
+		}
+	}
+	err = s.Err()
+	if context.Cause(own) == errQuiet {
 		err = errQuiet
-	case err == nil || errors.Is(err, io.EOF):
+	}
+	if err == nil {
 		err = io.ErrUnexpectedEOF
 	}
-	var known *errs.Error
-	if errors.As(err, &known) {
-		return false, err
-	}
-	return false, errs.New("watch a task of node", c.node, errs.Transient, err).
-		WithNext("The task goes on without being watched. Is holdfastd still running? See `systemctl status holdfastd` on the node.")
+	return errs.New("watch a task of node", w.c.node, errs.Transient, err).
+		WithNext("The task goes on without being watched. Is holdfastd still running? On the node, see `systemctl status holdfastd`.")
 }
 
-// maxEvent bounds an event in bytes.
+// event acts on one event. Names that are not known yet are left alone.
+func (w *watch) event(name string, data []byte) error {
+	w.seen = true
+	var task appliance.Task
+	var problem api.ProblemDetails
+	var into any = &task
+	switch name {
+	case api.EventTask:
+	case api.EventProblem:
+		into = &problem
+	default:
+		return nil
+	}
+	if err := json.Unmarshal(data, into); err != nil {
+		return errs.New("read the events of node", w.c.node, errs.Bug, err)
+	}
+	if name == api.EventProblem {
+		w.ended = true
+		return problem.Err()
+	}
+	err := w.f(task)
+	w.ended = err != nil || task.State.Ended()
+	return err
+}
+
+// maxEvent bounds a line of an event in bytes.
 const maxEvent = 16 << 20
 
-// events reads server-sent events until done, the end of the stream or an error of f. heard is called for each line.
-func events(r io.Reader, heard func(), f func(name string, data []byte) error, done *bool) error {
-	s := bufio.NewScanner(r)
-	s.Buffer(make([]byte, 0, 4096), maxEvent)
-	var name string
-	var data []string
+// nextEvent reads a server-sent event. heard is called for every line, comments too. An event that the end of the stream
+// cuts short is none.
+func nextEvent(s *bufio.Scanner, heard func()) (name string, data []byte, more bool) {
+	var lines []string
 	for s.Scan() {
 		heard()
 		field, value, _ := strings.Cut(s.Text(), ":")
 		value = strings.TrimPrefix(value, " ")
 		switch {
+		case s.Text() == "" && lines != nil:
+			return name, []byte(strings.Join(lines, "\n")), true
 		case s.Text() == "":
-			if len(data) > 0 {
-				if err := f(name, []byte(strings.Join(data, "\n"))); err != nil || *done {
-					return err
-				}
-			}
-			name, data = "", nil
+			name = ""
 		case field == "event":
 			name = value
 		case field == "data":
-			data = append(data, value)
+			lines = append(lines, value)
 		}
 	}
-	return s.Err()
+	return "", nil, false
 }
