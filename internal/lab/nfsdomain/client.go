@@ -208,7 +208,10 @@ type ioError struct {
 
 // Error implements error.
 func (e *ioError) Error() string {
-	return fmt.Sprintf("%s %s: %s", e.op, e.path, e.said)
+	if e.errno == 0 {
+		return fmt.Sprintf("%s %s: %s", e.op, e.path, e.said)
+	}
+	return fmt.Sprintf("%s %s: %v (%s)", e.op, e.path, e.errno, e.said) // libnfs sometimes has nothing to say
 }
 
 // Unwrap gives callers the errno.

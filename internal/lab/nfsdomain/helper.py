@@ -130,7 +130,10 @@ class Mount:
         f = self.opened(path, O_RDONLY)
         try:
             buffer = ctypes.create_string_buffer(max(1, count))
-            n = self.check(lib.nfs_pread(self.nfs, f, offset, count, buffer))
+            n = lib.nfs_pread(self.nfs, f, offset, count, buffer)
+            if n == -errno.EFAULT:  # libnfs 4 keeps to itself with which of its errors the server refused a read
+                raise Failure(errno.EIO, "the server refused the read")
+            self.check(n)
             return {"data": base64.b64encode(buffer.raw[:n]).decode()}
         finally:
             self.close(f)
