@@ -17,6 +17,9 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
+// version is set by the linker.
+var version = "devel"
+
 func main() {
 	file := flag.String("config", "/etc/holdfast/holdfastd.yaml", "configuration file")
 	flag.Parse()
@@ -25,7 +28,7 @@ func main() {
 	c, err := config.Load(*file)
 	if err == nil {
 		// Without systemd there is nobody to notify, and that is no error.
-		err = node.Run(ctx, c, slog.New(slog.NewTextHandler(os.Stderr, nil)), func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyReady) })
+		err = node.Run(ctx, c, version, slog.New(slog.NewTextHandler(os.Stderr, nil)), func() { _, _ = daemon.SdNotify(false, daemon.SdNotifyReady) })
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "holdfastd: "+err.Error())
