@@ -205,6 +205,9 @@ func TestTree(t *testing.T) {
 
 // differ says where two contents differ, or "".
 func differ(got, want []byte) string {
+	if bytes.Equal(got, want) {
+		return ""
+	}
 	if len(got) != len(want) {
 		return fmt.Sprintf("%d bytes, want %d", len(got), len(want))
 	}
