@@ -166,12 +166,12 @@ func (b *backup) endLive(ctx context.Context) error {
 		}
 	}
 	if b.server {
-		do("nbd-server-stop", nil) // takes the exports with it
+		do("nbd-server-stop", qemu.Node{}) // takes the exports with it
 		b.server = false
 	}
 	for _, x := range b.disks {
 		if x.job != "" {
-			if err := b.endJob(ctx, x.job); err != nil && first == nil && !errs.Is(err, errs.Stale) {
+			if err := b.machine.endJob(ctx, x.job); err != nil && first == nil && !errs.Is(err, errs.Stale) {
 				first = err
 			}
 		}
@@ -186,22 +186,12 @@ func (b *backup) endLive(ctx context.Context) error {
 	return first
 }
 
-// endJob ends the job that copies what is overwritten, and waits for that. One that failed before, because its scratch
-// image could not grow, is gone already.
-func (b *backup) endJob(ctx context.Context, job string) error {
+// endJob ends a job that copies what is overwritten. One that failed before, because its scratch image could not grow,
+// is gone already.
+func (m *machine) endJob(ctx context.Context, job string) error {
 	ctx, cancel := context.WithTimeout(ctx, jobEndWithin)
 	defer cancel()
-	events := b.machine.vm.QMP().Events("BLOCK_JOB_CANCELLED", "BLOCK_JOB_COMPLETED")
-	defer events.Close()
-	err := b.machine.vm.QMP().Execute(ctx, "block-job-cancel", qemu.Node{"device": job}, nil)
-	if errs.Is(err, errs.NotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	_, err = events.Next(ctx, func(e qemu.Event) bool { return e.Field("device") == job })
-	return err
+	return m.vm.EndJob(ctx, job)
 }
 
 // removeBitmap drops a bitmap of a machine's disk; one that is not there is no error.

@@ -21,7 +21,7 @@ const (
 
 // machine is a VM that runs.
 type machine struct {
-	spec engine.VMSpec
+	spec engine.VMSpec // as it was started; disks may have moved since
 	vm   *qemu.VM
 	// shell is held by whoever types at the console, which one may do at a time. It is a channel so that waiting for it
 	// can be given up.
@@ -77,7 +77,7 @@ func (h *Host) claim(m *machine) error {
 		return errs.Text("start the VM", m.spec.Name, errs.Exists, "it runs already")
 	}
 	for _, b := range h.backups {
-		if b.vm == m.spec.ID {
+		if b.vm == m.spec.ID && b.machine == nil {
 			return errs.Text("start the VM", m.spec.Name, errs.Busy, "its disks are being read by a backup")
 		}
 	}

@@ -25,6 +25,7 @@ const (
 	MoveMirror   MoveStep = "mirror of the top"
 	MovePivot    MoveStep = "pivot"
 	MoveRelease  MoveStep = "release of the source"
+	MoveMerge    MoveStep = "merge of the top" // with MoveOptions.Single only
 )
 
 // MoveOptions says where a disk is moved.
@@ -32,6 +33,10 @@ type MoveOptions struct {
 	Disk         int    // which of the machine's disks; 0 is the first
 	SnapshotPath string // a file to be made: takes the guest's writes during the move and is of no use after it
 	DestDir      string // an existing folder; gets base.qcow2 (or base.raw) and top.qcow2
+	BasePath     string // where the base goes instead, if not empty; an absolute path
+	// Single makes the disk a single image again whatever happens: at the end the top is merged into the base, and when
+	// the move fails, or the machine ends during it, what the guest has written goes back into the source.
+	Single bool
 	// Progress, when set, is told how far a step is, in percent. It is called from one goroutine at a time.
 	Progress func(step MoveStep, percent float64)
 }
@@ -39,7 +44,7 @@ type MoveOptions struct {
 // Moved is what a move left at its destination.
 type Moved struct {
 	Base string // the copied disk, in the format it had
-	Top  string // qcow2 above Base: what the guest has written since the move began
+	Top  string // qcow2 above Base: what the guest has written since the move began; "" if it was merged
 	// Took says how long each step took.
 	Took map[MoveStep]time.Duration
 }
@@ -48,19 +53,23 @@ type Moved struct {
 type mover struct {
 	vm    *VM
 	opts  MoveOptions
-	base  Node  // the disk before the move
-	top   Node  // the snapshot above it
-	dest  Node  // the destination's top, with its own base below
-	size  int64 // of the disk, as the guest sees it
+	base  Node   // the disk before the move
+	top   Node   // the snapshot above it; nil before that
+	dest  Node   // the destination's top, with its own base below; nil before that
+	job   string // mirrors
+	size  int64  // of the disk, as the guest sees it
 	moved Moved
+	// pivoted: the machine uses the destination.
+	pivoted bool
 }
 
-// MoveDisk moves the disk of a running machine to local files without the guest noticing, in the order in which oVirt
+// MoveDisk moves a disk of a running machine to local files without the guest noticing, in the order in which oVirt
 // does it: a snapshot takes the guest's writes, qemu-img copies the frozen base, a mirror job copies the snapshot and
 // everything the guest goes on writing, and at the pivot the machine changes over. At the end nothing of the source is
 // open. The disk must be a single image, without a backing file.
 //
-// When it fails the machine goes on running, on the source and, once it was made, the snapshot.
+// When it fails the machine goes on running, on the source and, once it was made, the snapshot; with opts.Single the
+// snapshot is merged into the source again.
 func MoveDisk(ctx context.Context, vm *VM, opts MoveOptions) (Moved, error) {
 	if opts.Progress == nil {
 		opts.Progress = func(MoveStep, float64) {}
@@ -69,19 +78,37 @@ func MoveDisk(ctx context.Context, vm *VM, opts MoveOptions) (Moved, error) {
 	if m.base["backing"] != nil {
 		return Moved{}, errs.Text("move the disk of", vm.name, errs.Unsupported, "it consists of several images")
 	}
-	for _, s := range []struct {
-		name MoveStep
-		do   func(context.Context) error
-	}{
-		{MoveSnapshot, m.snapshot}, {MoveCopy, m.copyBase}, {MoveMirror, m.mirror}, {MoveRelease, m.release},
-	} {
+	err := m.steps(ctx)
+	if err != nil && opts.Single {
+		if err = m.settle(ctx, err); err == nil {
+			return m.moved, nil
+		}
+	}
+	if err != nil {
+		return Moved{}, err
+	}
+	return m.moved, nil
+}
+
+// step is one part of a move.
+type step struct {
+	name MoveStep
+	do   func(context.Context) error
+}
+
+func (m *mover) steps(ctx context.Context) error {
+	steps := []step{{MoveSnapshot, m.snapshot}, {MoveCopy, m.copyBase}, {MoveMirror, m.mirror}, {MoveRelease, m.release}}
+	if m.opts.Single {
+		steps = append(steps, step{MoveMerge, m.merge})
+	}
+	for _, s := range steps {
 		begun := time.Now()
 		if err := s.do(ctx); err != nil {
-			return Moved{}, errs.Wrap("move the disk of "+vm.name+", step", string(s.name), err)
+			return errs.Wrap("move the disk of "+m.vm.name+", step", string(s.name), err)
 		}
 		m.moved.Took[s.name] += time.Since(begun)
 	}
-	return m.moved, nil
+	return nil
 }
 
 // snapshot freezes the base.
@@ -95,18 +122,19 @@ func (m *mover) snapshot(ctx context.Context) error {
 		strconv.FormatInt(m.size, 10)); err != nil {
 		return err
 	}
-	m.top = FormatNode(fresh("snapshot"), "qcow2", FileNode(m.opts.SnapshotPath))
+	top := FormatNode(fresh("snapshot"), "qcow2", FileNode(m.opts.SnapshotPath))
 	// Opened without its backing: blockdev-snapshot puts it above the base by itself, and insists on doing so.
-	add := FormatNode(m.top.Name(), "qcow2", FileNode(m.opts.SnapshotPath))
+	add := FormatNode(top.Name(), "qcow2", FileNode(m.opts.SnapshotPath))
 	add["backing"] = nil
 	if err := m.vm.qmp.Execute(ctx, "blockdev-add", add, nil); err != nil {
 		return err
 	}
 	if err := m.vm.qmp.Execute(ctx, "blockdev-snapshot",
-		Node{"node": m.base.Name(), "overlay": m.top.Name()}, nil); err != nil {
+		Node{"node": m.base.Name(), "overlay": top.Name()}, nil); err != nil {
 		return err
 	}
-	m.top["backing"] = m.base
+	top["backing"] = m.base
+	m.top = top
 	m.vm.setDisk(m.opts.Disk, m.top)
 	m.opts.Progress(MoveSnapshot, 100)
 	return nil
@@ -116,6 +144,9 @@ func (m *mover) snapshot(ctx context.Context) error {
 func (m *mover) copyBase(ctx context.Context) error {
 	format := m.base.Format()
 	m.moved.Base = filepath.Join(m.opts.DestDir, "base."+format)
+	if m.opts.BasePath != "" {
+		m.moved.Base = m.opts.BasePath
+	}
 	m.moved.Top = filepath.Join(m.opts.DestDir, "top.qcow2")
 	p, err := proc.Start(ctx, proc.Spec{
 		// -U: the machine has the base open too. -T none, -t none: past the page cache, as on an oVirt host.
@@ -138,11 +169,12 @@ func (m *mover) copyBase(ctx context.Context) error {
 // mirror copies what lies above the base until both sides are equal, and changes over.
 func (m *mover) mirror(ctx context.Context) error {
 	m.opts.Progress(MoveMirror, 0)
-	m.dest = FormatNode(fresh("moved"), "qcow2", FileNode(m.moved.Top))
-	m.dest["backing"] = FormatNode(fresh("moved-base"), m.base.Format(), FileNode(m.moved.Base))
-	if err := m.vm.qmp.Execute(ctx, "blockdev-add", m.dest, nil); err != nil {
+	dest := FormatNode(fresh("moved"), "qcow2", FileNode(m.moved.Top))
+	dest["backing"] = FormatNode(fresh("moved-base"), m.base.Format(), FileNode(m.moved.Base))
+	if err := m.vm.qmp.Execute(ctx, "blockdev-add", dest, nil); err != nil {
 		return err
 	}
+	m.dest = dest
 	job := fresh("move")
 	events := m.vm.qmp.Events("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", "BLOCK_JOB_ERROR")
 	defer events.Close()
@@ -151,6 +183,7 @@ func (m *mover) mirror(ctx context.Context) error {
 		"target": m.dest.Name(), "sync": "top"}, nil); err != nil {
 		return err
 	}
+	m.job = job
 	stop := m.watch(ctx, job)
 	e, err := events.Next(ctx, ofJob)
 	stop()
@@ -172,6 +205,7 @@ func (m *mover) mirror(ctx context.Context) error {
 		return fmt.Errorf("the mirror job did not pivot: %s %s", e.Name, e.Data)
 	}
 	m.vm.setDisk(m.opts.Disk, m.dest)
+	m.pivoted = true
 	m.moved.Took[MovePivot] = time.Since(begun)
 	m.moved.Took[MoveMirror] -= m.moved.Took[MovePivot]
 	m.opts.Progress(MovePivot, 100)
