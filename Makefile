@@ -7,7 +7,7 @@ SHELL := /bin/bash
 # test there compares the lists. gcc and libc6-dev are for the race detector, and for a part of ovirt-imageio that is C:
 # our programs are built without.
 PACKAGES := qemu-system-x86 qemu-utils qemu-block-extra mmdebstrap grub-pc-bin grub-common e2fsprogs fuse3 \
-	libnfs-utils util-linux ca-certificates python3 python3-venv python3-dev libxml2-dev gcc libc6-dev
+	libnfs-utils sanlock util-linux ca-certificates python3 python3-venv python3-dev libxml2-dev gcc libc6-dev
 CHECK_PACKAGES := gcc libc6-dev
 BENCH_PACKAGES := restic nfs-ganesha nfs-ganesha-vfs rpcbind
 

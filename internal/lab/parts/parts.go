@@ -48,6 +48,8 @@ var (
 	Imageio = append(slices.Clone(Python), Part{"qemu-nbd", "qemu-utils"})
 	// Mount shows points as files.
 	Mount = []Part{{"fusermount3", "fuse3"}}
+	// Sanlock reads and formats the leases of a storage domain: tests of appliance/instant/domain.
+	Sanlock = []Part{{"/usr/sbin/sanlock", "sanlock"}}
 )
 
 // Need returns nil when all the parts are there, else one error that names every missing package.
