@@ -1,4 +1,6 @@
-// Package cli is the command line: it reads arguments, asks appliance/node, and prints.
+// Package cli is the command line: it reads arguments, asks, and prints. Commands on a store (init, disk, point, mount,
+// store, recover) ask appliance/node in this process; commands to a node (manager, vm, backup, restore, session, task)
+// ask the daemon through api.Service and know nothing else of it.
 //
 // Rules. What was asked for goes to stdout: a table for people, or with -o json one JSON document (one per line, flushed
 // at once, where a command goes on). Everything else goes to stderr: progress, notes, errors. An error is two lines:
@@ -20,6 +22,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/appliance/api/client"
 	"github.com/holdfast-backup/holdfast/appliance/node"
 	"github.com/holdfast-backup/holdfast/chunkstore"
 	"github.com/holdfast-backup/holdfast/chunkstore/keys"
@@ -39,6 +43,10 @@ type World struct {
 	Stats <-chan struct{}
 	// Version is what `holdfast version` prints.
 	Version string
+	// Dial connects to a node; nil for appliance/api/client's.
+	Dial func(client.Options) (api.Service, error)
+	// Zone is the time zone of people; nil for the machine's.
+	Zone *time.Location
 }
 
 // app is one run of the program.
@@ -49,6 +57,7 @@ type app struct {
 	kitFile        string
 	output         string
 	verbose        bool
+	nodeAt         client.Options
 }
 
 // Run runs the program and returns its exit code.
@@ -68,8 +77,8 @@ func Run(ctx context.Context, w World) int {
 
 // complain prints the two lines of an error.
 func (a *app) complain(what, next string) {
-	fmt.Fprintln(a.Stderr, "holdfast: "+oneLine.Replace(what))
-	fmt.Fprintln(a.Stderr, "  "+oneLine.Replace(next))
+	fmt.Fprintln(a.Stderr, "holdfast: "+plain(what))
+	fmt.Fprintln(a.Stderr, "  "+plain(next))
 }
 
 // oneLine keeps a message on its line: joined errors and names of files can have several.
@@ -108,6 +117,11 @@ func (a *app) root() *cobra.Command {
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(a.initCommand(), a.diskCommand(), a.pointCommand(), a.mountCommand(), a.storeCommand(), a.recoverCommand(), a.versionCommand())
+	for _, c := range []*cobra.Command{
+		a.managerCommand(), a.vmCommand(), a.backupCommand(), a.restoreCommand(), a.sessionCommand(), a.taskCommand(),
+	} {
+		root.AddCommand(a.ofNode(c))
+	}
 	return root
 }
 
@@ -249,11 +263,11 @@ func (a *app) passphrase(ctx context.Context, fresh bool) ([]byte, error) {
 		return nil, errs.Text(op, "", errs.Invalid, "there is no terminal to ask on").
 			WithNext("Name a file that holds it: --passphrase-file F, or HOLDFAST_PASSPHRASE_FILE.")
 	}
-	p, err := a.ask(ctx, "Passphrase: ")
+	p, err := a.ask(ctx, op, "Passphrase: ")
 	if err != nil || !fresh {
 		return p, err
 	}
-	again, err := a.ask(ctx, "The same again: ")
+	again, err := a.ask(ctx, op, "The same again: ")
 	if err == nil && string(again) != string(p) {
 		err = errs.Text(op, "", errs.Invalid, "the two are not the same; nothing was made").WithNext("Run the same command again.")
 	}
@@ -262,8 +276,7 @@ func (a *app) passphrase(ctx context.Context, fresh bool) ([]byte, error) {
 
 // ask reads a line without showing it. An interruption ends the question; the read that waits is left behind, with the
 // terminal as it was.
-func (a *app) ask(ctx context.Context, prompt string) ([]byte, error) {
-	const op = "read passphrase"
+func (a *app) ask(ctx context.Context, op, prompt string) ([]byte, error) {
 	fd := int(a.Stdin.Fd())
 	before, err := term.GetState(fd)
 	if err != nil {

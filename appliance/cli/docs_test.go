@@ -34,6 +34,8 @@ func TestTheManualsExamples(t *testing.T) {
 	}
 	b.store, b.env["HOLDFAST_STORE"] = b.path("backup/store"), b.path("backup/store")
 	b.disk("images/web.raw", 1, mib)
+	b.file("images/password", []byte("secret\n"))
+	b.file("images/ca.pem", []byte("-----BEGIN CERTIFICATE-----\n"))
 	blocks := regexp.MustCompile("(?s)```\n(.*?)```").FindAllStringSubmatch(manual(t), -1)
 	if len(blocks) < 8 {
 		t.Fatalf("only %d blocks of examples", len(blocks))

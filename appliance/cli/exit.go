@@ -63,6 +63,10 @@ func nextStep(err error) string {
 	if errors.As(err, &p) {
 		return p.next
 	}
+	var h *hinted
+	if errors.As(err, &h) {
+		return h.next
+	}
 	if next := errs.NextStep(err); next != "" {
 		return next
 	}

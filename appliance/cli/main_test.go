@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/appliance/api/client"
 	"github.com/holdfast-backup/holdfast/chunkstore"
 )
 
@@ -62,6 +64,7 @@ type box struct {
 	store string
 	env   map[string]string
 	now   time.Time
+	node  *fakeNode // for the commands that ask one
 }
 
 // newBox makes an empty store whose key is wrapped with hardly any work.
@@ -77,7 +80,7 @@ func newBox(t *testing.T) *box {
 // boxAt is a box without a store.
 func boxAt(t *testing.T, dir string) *box {
 	t.Helper()
-	b := &box{t: t, dir: dir, store: filepath.Join(dir, "store"), now: time.Date(2026, 9, 14, 2, 0, 0, 0, time.UTC)}
+	b := &box{t: t, dir: dir, store: filepath.Join(dir, "store"), now: time.Date(2026, 9, 14, 2, 0, 0, 0, time.UTC), node: theNode()}
 	b.env = map[string]string{"HOLDFAST_STORE": b.store, "HOLDFAST_PASSPHRASE_FILE": b.file("passphrase", []byte(passphrase+"\n"))}
 	return b
 }
@@ -125,12 +128,18 @@ func (b *box) runContext(ctx context.Context, args ...string) result {
 	var out, note bytes.Buffer
 	code := Run(ctx, World{
 		Args: args, Getenv: func(k string) string { return b.env[k] }, Stdout: &out, Stderr: &note,
-		Now: func() time.Time { return b.now }, Version: "test",
+		Now: func() time.Time { return b.now }, Version: "test", Dial: b.dial, Zone: time.FixedZone("CEST", 2*60*60),
 	})
 	if all := out.String() + note.String(); strings.Contains(all, passphrase) {
 		b.t.Errorf("%q shows the passphrase", args)
 	}
 	return result{code, out.String(), note.String()}
+}
+
+// dial is World.Dial.
+func (b *box) dial(o client.Options) (api.Service, error) {
+	b.node.at = o
+	return b.node, b.node.fail["Dial"]
 }
 
 // ok runs a command that must succeed and returns what it printed.

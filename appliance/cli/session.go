@@ -1,0 +1,261 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/holdfast-backup/holdfast/appliance"
+	"github.com/holdfast-backup/holdfast/appliance/api"
+)
+
+func (a *app) restoreCommand() *cobra.Command {
+	var i api.InstantSpec
+	var wait bool
+	c := &cobra.Command{
+		Use: "instant VM[@WHEN]", Short: "Run a VM straight from its backup", Args: exactly(1, "a VM, with @ and the time of the point if it is not the newest"),
+		Long: "Run a VM straight from a restore point, within a minute or so: this node serves its disks, and the restore point is\n" +
+			"never changed. The new VM is one session; its disks can move to production storage while it runs\n" +
+			"(--migrate-to now, or `holdfast session migrate` later).\n\n" +
+			"WHEN is latest (default), a time in UTC (2026-09-14, 2026-09-14T02, 2026-09-14T02:30: the newest point in it), or an\n" +
+			"age (-3d: the newest that is at least so old; m, h, d, w). A point's ID does as well.",
+		RunE: a.withNode(func(c *cobra.Command, s api.Service, args []string) (err error) {
+			if i.Format != "" && i.Format != "qcow2" && i.Format != "raw" {
+				return usage(c.CommandPath(), "--format "+i.Format+": the format is qcow2 or raw")
+			}
+			if i.Point, err = pointOf(c.Context(), s, args[0]); err != nil {
+				return err
+			}
+			return a.instant(c.Context(), s, i, wait)
+		}),
+	}
+	f := c.Flags()
+	f.StringVar(&i.Name, "name", "", "name of the new VM (default: the old one, with a suffix if that is taken)")
+	f.StringVar(&i.Cluster, "cluster", "", "cluster of the new VM, by name or ID (default: the old one)")
+	f.BoolVar(&i.PowerOn, "power-on", false, "start the VM")
+	f.StringVar(&i.MigrateTo, "migrate-to", "", "storage domain, by name or ID, that the disks move to as soon as the VM runs; it is started for that")
+	f.StringVar(&i.Format, "format", "qcow2", "how the disks are served: qcow2 or raw")
+	f.StringVar(&i.Manager, "manager", "", "the manager to restore to (default: the one the point came from)")
+	f.BoolVar(&wait, "wait", false, "wait until it has ended, and show how far it is")
+	return group("restore", "Get VMs back", c)
+}
+
+// pointOf makes of a text what the node takes for a point: a machine's name alone means its newest point.
+func pointOf(ctx context.Context, s api.Service, text string) (string, error) {
+	points, bad := s.ListPoints(ctx)
+	if len(points) == 0 && len(bad) > 0 {
+		return "", bad[0]
+	}
+	named := func(p api.Point) bool { return p.VM == text }
+	begun := func(p api.Point) bool { return text != "" && strings.HasPrefix(p.Point, strings.ToLower(text)) }
+	switch {
+	case slices.ContainsFunc(points, named): // also a name with an @ in it
+		return text + "@latest", nil
+	case strings.LastIndex(text, "@") > 0 || slices.ContainsFunc(points, begun):
+		return text, nil
+	}
+	return text + "@latest", nil // the node's refusal names the machines that it has points of
+}
+
+// instantJSON is the document of an instant restore. Its fields are promises to scripts.
+type instantJSON struct {
+	Session appliance.Session `json:"session"`
+	Task    appliance.Task    `json:"task"`
+}
+
+func (a *app) instant(ctx context.Context, s api.Service, i api.InstantSpec, wait bool) error {
+	session, t, err := s.StartInstant(ctx, i)
+	if err != nil {
+		return err
+	}
+	if !wait {
+		return a.begun(t, instantJSON{session, t})
+	}
+	return a.await(ctx, s, t, func(t appliance.Task) any {
+		if now, err := s.GetSession(ctx, session.ID); err == nil {
+			session = now
+		} else {
+			a.note("holdfast: the session is shown as it was at first: " + plain(err.Error()))
+		}
+		return instantJSON{session, t}
+	})
+}
+
+func (a *app) sessionCommand() *cobra.Command {
+	var all, wait, discard bool
+	var to string
+	list := &cobra.Command{
+		Use: "list", Short: "List the VMs that run from their backups, newest last", Args: exactly(0, "no arguments"),
+		RunE: a.withNode(func(c *cobra.Command, s api.Service, _ []string) error { return a.listSessions(c.Context(), s, all) }),
+	}
+	list.Flags().BoolVar(&all, "all", false, "show all in the table, not only those that live and the newest that have ended; JSON has all in any case")
+	show := &cobra.Command{
+		Use: "show ID", Short: "Show a session: its VM, its disks, and where they are", Args: exactly(1, "a session's ID"),
+		RunE: a.withSession(func(ctx context.Context, s api.Service, id string) error {
+			x, err := s.GetSession(ctx, id)
+			if err != nil {
+				return err
+			}
+			return a.print(x, func(w io.Writer) { a.sessionTable(w, x) })
+		}),
+	}
+	// after starts a task of a session and shows it.
+	after := func(start func(ctx context.Context, s api.Service, id string) (appliance.Task, error)) func(*cobra.Command, []string) error {
+		return a.withSession(func(ctx context.Context, s api.Service, id string) error {
+			t, err := start(ctx, s, id)
+			if err != nil {
+				return err
+			}
+			if wait {
+				return a.await(ctx, s, t, justTask)
+			}
+			return a.begun(t, t)
+		})
+	}
+	migrate := &cobra.Command{
+		Use: "migrate ID --to DOMAIN", Short: "Move a session's disks to production storage while the VM runs", Args: exactly(1, "a session's ID"),
+		RunE: after(func(ctx context.Context, s api.Service, id string) (appliance.Task, error) {
+			return s.StartMigrate(ctx, id, to)
+		}),
+	}
+	migrate.Flags().StringVar(&to, "to", "", "storage domain, by name or ID (default: the one that was named before)")
+	release := &cobra.Command{
+		Use: "release ID", Short: "End a session: take away what was made for it", Args: exactly(1, "a session's ID"),
+		Long: "End a session: its storage domain and its disks on it are taken away from the engine, and nothing is served for it\n" +
+			"any more. A VM whose disks have moved stays as it is. While disks of the VM are still served, the session is only\n" +
+			"ended with --discard: the VM is stopped and removed, and what it wrote is lost. The restore point stays in any case.",
+		RunE: after(func(ctx context.Context, s api.Service, id string) (appliance.Task, error) {
+			return s.StartRelease(ctx, id, discard)
+		}),
+	}
+	release.Flags().BoolVar(&discard, "discard", false, "stop and remove the VM, and give up what it wrote")
+	for _, c := range []*cobra.Command{migrate, release} {
+		c.Flags().BoolVar(&wait, "wait", false, "wait until it has ended, and show how far it is")
+	}
+	return group("session", "Work with VMs that run from their backups", list, show, migrate, release)
+}
+
+// withSession makes a command's function of one that works on the session that its argument names.
+func (a *app) withSession(f func(ctx context.Context, s api.Service, id string) error) func(*cobra.Command, []string) error {
+	return a.withNode(func(c *cobra.Command, s api.Service, args []string) error {
+		id, err := findSession(c.Context(), s, args[0])
+		if err != nil {
+			return err
+		}
+		return f(c.Context(), s, id)
+	})
+}
+
+// over tells whether nothing is left of a session.
+func over(s appliance.Session) bool {
+	return s.State == appliance.SessionReleased || s.State == appliance.SessionFailed
+}
+
+func (a *app) listSessions(ctx context.Context, s api.Service, all bool) error {
+	list, err := s.ListSessions(ctx)
+	if err != nil {
+		return err
+	}
+	list = append([]appliance.Session{}, list...)
+	slices.SortStableFunc(list, func(x, y appliance.Session) int { return cmp.Or(x.Created.Compare(y.Created), cmp.Compare(x.ID, y.ID)) })
+	ids := make([]string, len(list))
+	for i, x := range list {
+		ids[i] = x.ID
+	}
+	shown := list
+	if !all {
+		shown = newest(list, over)
+	}
+	if err := a.print(list, func(w io.Writer) {
+		if len(list) == 0 {
+			fmt.Fprintln(w, "No VM runs from its backup. Make one do so with `holdfast restore instant VM --power-on`.")
+			return
+		}
+		fmt.Fprintln(w, "SESSION\tSTATE\tVM\tOF\tMANAGER\tCREATED\tWRITTEN\tMIGRATED")
+		for _, x := range shown {
+			var written int64
+			moved := 0
+			for _, d := range x.Disks {
+				written += d.DirtyBytes
+				if d.Migrated {
+					moved++
+				}
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d of %d\n", short(x.ID, shortest(ids)), dash(string(x.State)), dash(x.VM), dash(x.SourceVM),
+				dash(x.Manager), a.local(x.Created), size(written), moved, len(x.Disks))
+		}
+	}); err != nil {
+		return err
+	}
+	a.hidden(len(list)-len(shown), "session")
+	return nil
+}
+
+func (a *app) sessionTable(w io.Writer, s appliance.Session) {
+	fmt.Fprintf(w, "Session\t%s\n", s.ID)
+	fmt.Fprintf(w, "State\t%s\n", dash(string(s.State)))
+	fmt.Fprintf(w, "VM\t%s, from point %s of %s\n", dash(s.VM), dash(s.Point), dash(s.SourceVM))
+	fmt.Fprintf(w, "Manager\t%s\n", dash(s.Manager))
+	fmt.Fprintf(w, "Storage domain\t%s, mounted by hosts from %s\n", dash(s.Domain), dash(s.Export))
+	if s.MigrateTo != "" {
+		fmt.Fprintf(w, "Migrates to\t%s\n", plain(s.MigrateTo))
+	}
+	fmt.Fprintf(w, "Created\t%s\n", a.local(s.Created))
+	fmt.Fprintf(w, "Task\t%s\n", dash(s.Task))
+	for _, d := range s.Disks {
+		where := "served by this node"
+		if d.Migrated {
+			where = "migrated"
+		} else if over(s) {
+			where = "not served any more"
+		}
+		fmt.Fprintf(w, "Disk %d\t%s %s, %s; %s read, %s written\n", d.Number, size(d.SizeBytes), dash(d.Format), where, size(d.ReadBytes), size(d.DirtyBytes))
+	}
+	if p := s.Problem; p != nil {
+		fmt.Fprintf(w, "What failed\t%s\n", dash(p.Title))
+		fmt.Fprintf(w, "Why\t%s\n", dash(p.Cause))
+		if p.Cleaned != "" {
+			fmt.Fprintf(w, "Cleaned up\t%s\n", plain(p.Cleaned))
+		}
+		if p.Remedy != "" {
+			fmt.Fprintf(w, "What to do\t%s\n", plain(p.Remedy))
+		}
+	}
+}
+
+// summary tells people what came of a task that succeeded, and what there is to do next.
+func (a *app) summary(ctx context.Context, w io.Writer, s api.Service, t appliance.Task) {
+	if t.Session == "" {
+		resultTable(w, t)
+		return
+	}
+	if t.Kind == appliance.TaskRelease {
+		fmt.Fprintf(w, "Session %s is over: nothing of it is left on the engine or on the node.\n", t.Session)
+		return
+	}
+	x, err := s.GetSession(ctx, t.Session)
+	if err != nil {
+		fmt.Fprintf(w, "Session %s: %s has succeeded.\n", t.Session, taskName(t))
+		return
+	}
+	migrate, release := a.commandLine("session", "migrate", x.ID, "--to", "DOMAIN"), a.commandLine("session", "release", x.ID)
+	switch {
+	case x.State == appliance.SessionRunning:
+		fmt.Fprintf(w, "VM %s stands on its backup, in session %s. What it writes lies on this node until its disks have moved.\n", plain(x.VM), x.ID)
+		fmt.Fprintf(w, "Move them to production storage: %s\n", migrate)
+		fmt.Fprintf(w, "Or give the VM up: %s --discard\n", release)
+	case x.State == appliance.SessionMigrated:
+		fmt.Fprintf(w, "The disks of VM %s are on %s now; this node serves none of them any more.\n", plain(x.VM), dash(x.MigrateTo))
+		fmt.Fprintf(w, "End the session: %s\n", release)
+	case x.State == appliance.SessionReleased && x.MigrateTo != "":
+		fmt.Fprintf(w, "VM %s runs, and its disks are on %s. Session %s is over: nothing of it is left on the engine or on the node.\n",
+			plain(x.VM), plain(x.MigrateTo), x.ID)
+	default:
+		a.sessionTable(w, x)
+	}
+}
