@@ -3,6 +3,7 @@ package client_test
 import (
 	"context"
 	"errors"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -59,6 +60,26 @@ func serve(t *testing.T, dir string, s api.Service) *rig {
 	}
 	t.Cleanup(r.stop)
 	return r
+}
+
+// serveAt serves on another address with a certificate that is there already, and returns the address.
+func serveAt(t *testing.T, dir, addr string) string {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ready, done := make(chan api.Addresses, 1), make(chan error, 1)
+	go func() {
+		done <- api.Serve(ctx, api.Listeners{
+			TLSAddr: addr, TokenFile: filepath.Join(dir, "token"), CertDir: filepath.Join(dir, "tls"), Ready: func(at api.Addresses) { ready <- at },
+		}, http.NotFoundHandler())
+	}()
+	t.Cleanup(func() { cancel(); <-done })
+	select {
+	case at := <-ready:
+		return at.TLS
+	case err := <-done:
+		t.Fatal(err)
+		return ""
+	}
 }
 
 func dial(t *testing.T, o client.Options) *client.Client {
