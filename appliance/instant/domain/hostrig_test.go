@@ -147,11 +147,17 @@ func read(t *testing.T, tree fs.Tree, name string) []byte {
 // serve serves a tree on a port of its own and returns the options by which a host finds it.
 func serve(t *testing.T, tree fs.Tree, addr string) (options string, stop func()) {
 	t.Helper()
+	return serveTo(t, tree, addr, "127.0.0.0/8")
+}
+
+// serveTo serves for clients of one network only.
+func serveTo(t *testing.T, tree fs.Tree, addr, clients string) (options string, stop func()) {
+	t.Helper()
 	s, err := nfsd.New(nfsd.Options{Key: []byte("a key of the tests, always the same")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	allow := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	allow := []netip.Prefix{netip.MustParsePrefix(clients)}
 	if err := s.Add(nfsd.Export{Path: exportPath, ID: 1, Tree: tree, Allow: allow}); err != nil {
 		t.Fatal(err)
 	}

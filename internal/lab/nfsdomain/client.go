@@ -97,7 +97,7 @@ func (c *client) mounted(ctx context.Context) error {
 	}
 	for _, who := range []credentials{asVDSM, asQemu} {
 		r := request{"op": "mount", "as": who.name, "server": c.where.host, "path": c.where.path, "url": c.where.url(),
-			"uid": who.uid, "gid": who.gid, "groups": who.groups, "timeout_ms": c.timeout.Milliseconds(), "reconnect": -1}
+			"uid": who.uid, "gid": who.gid, "groups": who.groups}
 		if err := c.exchange(ctx, r, nil); err != nil {
 			c.end()
 			return errs.New("MountError", c.where.String(), errs.KindOf(err), err)

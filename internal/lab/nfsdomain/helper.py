@@ -77,7 +77,7 @@ class Failure(Exception):
 class Mount:
     """One mounted export, seen with one set of credentials."""
 
-    def __init__(self, server, path, url, uid, gid, groups, timeout_ms, reconnect):
+    def __init__(self, server, path, url, uid, gid, groups):
         self.nfs = lib.nfs_init_context()
         ids = (ctypes.c_uint32 * max(1, len(groups)))(*groups)
         lib.nfs_set_auth(self.nfs, lib.libnfs_authunix_create(b"host", uid, gid, len(groups), ids))
@@ -87,8 +87,8 @@ class Mount:
                 self.check(-errno.EINVAL)
             lib.nfs_destroy_url(parsed)
         lib.nfs_set_version(self.nfs, 3)
-        lib.nfs_set_timeout(self.nfs, timeout_ms)
-        lib.nfs_set_autoreconnect(self.nfs, reconnect)
+        lib.nfs_set_timeout(self.nfs, -1)
+        lib.nfs_set_autoreconnect(self.nfs, -1)
         lib.nfs_set_dircache(self.nfs, 0)
         self.check(lib.nfs_mount(self.nfs, server.encode(), path.encode()))
 
