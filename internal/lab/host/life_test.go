@@ -51,11 +51,15 @@ func assertLost(l *lab, from string, d engine.DiskPlace) {
 	}
 }
 
+// countTo5 waits until the counter has counted on.
+const countTo5 = `while [ ! -e /run/count ] || [ $(cat /run/count) -lt 5 ]; do sleep 0.1; done`
+
 // moveWhileWriting moves the data disk while a counter goes on, each number in a sector of its own.
 func moveWhileWriting(l *lab, checkpoint string) (moved engine.DiskPlace) {
 	before := l.guest("dd if=/dev/sda bs=1M count=32 iflag=direct status=none | sha256sum")
 	l.guest(`( (i=0; while [ ! -e /run/stop ]; do i=$((i+1)); printf '%07d\n' $i | ` +
 		`dd of=/dev/sda bs=512 seek=$((98304+i)) conv=sync,notrunc oflag=direct status=none; echo $i >/run/count; done; touch /run/stopped) & )`)
+	l.guest(countTo5)
 	var seen []int64
 	moved, err := l.host.MoveDisk(l.ctx, vmID, dataDisk, domainB, func(done, total int64) {
 		seen = append(seen, done)
@@ -70,7 +74,7 @@ func moveWhileWriting(l *lab, checkpoint string) (moved engine.DiskPlace) {
 	if len(seen) < 2 || !slices.IsSorted(seen) || seen[len(seen)-1] != dataDisk.Size {
 		l.Errorf("progress: %v", seen)
 	}
-	l.guest("touch /run/stop; while [ ! -e /run/stopped ]; do sleep 0.1; done")
+	l.guest(`rm /run/count; ` + countTo5 + `; touch /run/stop; while [ ! -e /run/stopped ]; do sleep 0.1; done`)
 	if _, err := os.Stat(l.host.Path(dataDisk)); !os.IsNotExist(err) {
 		l.Errorf("the source: %v", err)
 	}

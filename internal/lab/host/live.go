@@ -14,11 +14,20 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/lab/qemu"
 )
 
+// beginWithin is how long it may take to begin a backup in a machine.
+const beginWithin = 2 * time.Minute
+
 // jobEndWithin is how long a job that was told to end may take: it has at most a few writes under way.
 const jobEndWithin = 30 * time.Second
 
-// startLive begins a backup of a running machine. What was done when it fails is noted in b, for endLive.
+// startLive begins a backup of a running machine. What was done when it fails is noted in b, for endLive; therefore no
+// command is given up half-way, which may have been obeyed or not.
 func (h *Host) startLive(ctx context.Context, b *backup, state *vmState) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), beginWithin)
+	defer cancel()
 	bitmaps, err := b.findNodes(ctx)
 	if err != nil {
 		return err

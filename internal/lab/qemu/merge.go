@@ -10,9 +10,13 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/lab/proc"
 )
 
-// settleWithin is how long it may take to put a disk together again after a move that did not come to its end. Nobody
-// can give that up: the guest's newest writes lie in the part to be merged.
-const settleWithin = 5 * time.Minute
+const (
+	// commandWithin is how long a single command may take.
+	commandWithin = time.Minute
+	// settleWithin is how long it may take to put a disk together after a move, or after one that did not come to its
+	// end. Nobody can give that up: the guest's newest writes lie in the part to be merged.
+	settleWithin = 5 * time.Minute
+)
 
 // merge writes the top into the copied base and goes on with that alone.
 func (m *mover) merge(ctx context.Context) error {

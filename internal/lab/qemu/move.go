@@ -59,7 +59,7 @@ type mover struct {
 	job   string // mirrors
 	size  int64  // of the disk, as the guest sees it
 	moved Moved
-	// pivoted: the machine uses the destination.
+	// pivoted: the machine uses the destination. From then on nothing can be given up any more.
 	pivoted bool
 }
 
@@ -103,12 +103,28 @@ func (m *mover) steps(ctx context.Context) error {
 	}
 	for _, s := range steps {
 		begun := time.Now()
+		if m.pivoted {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), settleWithin)
+			defer cancel()
+		}
 		if err := s.do(ctx); err != nil {
 			return errs.Wrap("move the disk of "+m.vm.name+", step", string(s.name), err)
 		}
 		m.moved.Took[s.name] += time.Since(begun)
 	}
 	return nil
+}
+
+// do runs a command to its end: one that is given up half-way may have been obeyed or not. ctx only keeps it from
+// beginning.
+func (m *mover) do(ctx context.Context, command string, arguments Node) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandWithin)
+	defer cancel()
+	return m.vm.qmp.Execute(ctx, command, arguments, nil)
 }
 
 // snapshot freezes the base.
@@ -126,11 +142,11 @@ func (m *mover) snapshot(ctx context.Context) error {
 	// Opened without its backing: blockdev-snapshot puts it above the base by itself, and insists on doing so.
 	add := FormatNode(top.Name(), "qcow2", FileNode(m.opts.SnapshotPath))
 	add["backing"] = nil
-	if err := m.vm.qmp.Execute(ctx, "blockdev-add", add, nil); err != nil {
+	if err := m.do(ctx, "blockdev-add", add); err != nil {
 		return err
 	}
-	if err := m.vm.qmp.Execute(ctx, "blockdev-snapshot",
-		Node{"node": m.base.Name(), "overlay": top.Name()}, nil); err != nil {
+	if err := m.do(ctx, "blockdev-snapshot", Node{"node": m.base.Name(), "overlay": top.Name()}); err != nil {
+		_ = m.do(context.WithoutCancel(ctx), "blockdev-del", Node{"node-name": top.Name()}) // the first error matters
 		return err
 	}
 	top["backing"] = m.base
@@ -171,7 +187,7 @@ func (m *mover) mirror(ctx context.Context) error {
 	m.opts.Progress(MoveMirror, 0)
 	dest := FormatNode(fresh("moved"), "qcow2", FileNode(m.moved.Top))
 	dest["backing"] = FormatNode(fresh("moved-base"), m.base.Format(), FileNode(m.moved.Base))
-	if err := m.vm.qmp.Execute(ctx, "blockdev-add", dest, nil); err != nil {
+	if err := m.do(ctx, "blockdev-add", dest); err != nil {
 		return err
 	}
 	m.dest = dest
@@ -179,8 +195,8 @@ func (m *mover) mirror(ctx context.Context) error {
 	events := m.vm.qmp.Events("BLOCK_JOB_READY", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED", "BLOCK_JOB_ERROR")
 	defer events.Close()
 	ofJob := func(e Event) bool { return e.Field("device") == job }
-	if err := m.vm.qmp.Execute(ctx, "blockdev-mirror", Node{"job-id": job, "device": m.top.Name(),
-		"target": m.dest.Name(), "sync": "top"}, nil); err != nil {
+	if err := m.do(ctx, "blockdev-mirror", Node{"job-id": job, "device": m.top.Name(),
+		"target": m.dest.Name(), "sync": "top"}); err != nil {
 		return err
 	}
 	m.job = job
@@ -195,10 +211,13 @@ func (m *mover) mirror(ctx context.Context) error {
 	}
 	begun := time.Now()
 	m.opts.Progress(MovePivot, 0)
-	if err := m.vm.qmp.Execute(ctx, "job-complete", Node{"id": job}, nil); err != nil {
+	if err := m.do(ctx, "job-complete", Node{"id": job}); err != nil {
 		return err
 	}
-	if e, err = events.Next(ctx, ofJob); err != nil {
+	// The change is under way, whoever gives up.
+	pivoting, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleWithin)
+	defer cancel()
+	if e, err = events.Next(pivoting, ofJob); err != nil {
 		return err
 	}
 	if e.Name != "BLOCK_JOB_COMPLETED" || e.Field("error") != "" {
@@ -247,7 +266,7 @@ func (m *mover) watch(ctx context.Context, job string) (stop func()) {
 // release closes the source: the snapshot, which holds the base, then the base.
 func (m *mover) release(ctx context.Context) error {
 	for _, n := range []Node{m.top, m.base} {
-		if err := m.vm.qmp.Execute(ctx, "blockdev-del", Node{"node-name": n.Name()}, nil); err != nil {
+		if err := m.do(ctx, "blockdev-del", Node{"node-name": n.Name()}); err != nil {
 			return err
 		}
 	}
