@@ -127,7 +127,7 @@ func refusal(op string, m *huma.ErrorModel) *ProblemDetails {
 		p.Remedy = "Correct the request: GET " + openAPIPath + " says what it may hold."
 	}
 	if m.Status == http.StatusUnsupportedMediaType {
-		p.Remedy = "Send the body as application/json (curl: --json '…')."
+		p.Remedy = "Send the body with Content-Type: application/json (curl's -H)."
 	}
 	p.Status, p.Errors = m.Status, fields
 	return p
