@@ -2,6 +2,7 @@ package folder
 
 import (
 	"context"
+	"errors"
 	"path"
 	"strings"
 
@@ -55,7 +56,7 @@ func (t *Tree) Graft(key, path string, s fs.WritableStream, used func() int64) e
 	}
 	f, err := t.graftFile(context.Background(), key, path)
 	if err != nil {
-		return errs.Wrap(op, path, err)
+		return graftError(op, path, err)
 	}
 	if !f.stream.CompareAndSwap(nil, &attached{s, used}) {
 		return errs.Text(op, path, errs.Exists, "the graft has its stream already")
@@ -66,6 +67,26 @@ func (t *Tree) Graft(key, path string, s fs.WritableStream, used func() int64) e
 	}
 	f.touch(true) // it may have been written since the file was last touched
 	return nil
+}
+
+// graftError gives a kind to the statuses of the operations that a graft is made of.
+func graftError(op, path string, err error) error {
+	var s fs.Status
+	if !errors.As(err, &s) {
+		return errs.Wrap(op, path, err)
+	}
+	kind := errs.Invalid // the path makes no sense
+	switch s {
+	case fs.StatusNotFound:
+		kind = errs.NotFound
+	case fs.StatusExists:
+		kind = errs.Exists
+	case fs.StatusNoSpace:
+		kind = errs.NoSpace
+	case fs.StatusDelay:
+		kind = errs.Busy
+	}
+	return errs.New(op, path, kind, err)
 }
 
 // graftFile returns the file of a graft, made if the key is new.
