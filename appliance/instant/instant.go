@@ -112,9 +112,10 @@ type Record struct {
 	Undoing    bool            `json:"undoing"` // it is being taken apart because setting it up failed
 	RemoveVM   bool            `json:"remove_vm"`
 	PowerOn    bool            `json:"power_on"`
-	Address    string          `json:"address"`   // of the export, as hosts reach it
-	Path       string          `json:"path"`      // of the export
-	ExportID   uint32          `json:"export_id"` // never used for another session
+	AllTheWay  bool            `json:"all_the_way"` // as soon as the VM runs, migrate its disks and release
+	Address    string          `json:"address"`     // of the export, as hosts reach it
+	Path       string          `json:"path"`        // of the export
+	ExportID   uint32          `json:"export_id"`   // never used for another session
 	Port       uint16          `json:"port"`
 	Volumes    []domain.Volume `json:"volumes"`
 	Numbers    []int           `json:"numbers"` // of the point's disks, beside Volumes

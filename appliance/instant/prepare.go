@@ -57,7 +57,7 @@ func (p *preparation) all(ctx context.Context, id string, exportID uint32) error
 			SourceVM: p.q.Point.Labels[appliance.LabelVM], Domain: domainPrefix + id, DomainID: uuid.NewString(),
 			Created: now().UTC(), MigrateTo: p.q.MigrateTo,
 		},
-		PowerOn: p.q.PowerOn, Address: p.o.Address, Port: p.o.Port, Path: "/sessions/" + id, ExportID: exportID,
+		PowerOn: p.q.PowerOn, AllTheWay: p.q.MigrateTo != "", Address: p.o.Address, Port: p.o.Port, Path: "/sessions/" + id, ExportID: exportID,
 		MemoryMiB: config.MemoryMiB,
 	}
 	p.r.Export = p.r.Address + ":" + p.r.Path

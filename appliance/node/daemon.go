@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-backup/holdfast/appliance/api"
 	"github.com/holdfast-backup/holdfast/appliance/config"
 	"github.com/holdfast-backup/holdfast/chunkstore"
+	"github.com/holdfast-backup/holdfast/internal/disk"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/nfsd"
 	"github.com/holdfast-backup/holdfast/nfsd/portmap"
@@ -40,6 +41,7 @@ type daemon struct {
 	c       *config.Config
 	log     *slog.Logger
 	version string
+	catalog disk.Disk // of the node's catalog; nil for the real one
 	reader  *chunkstore.Reader
 	store   *chunkstore.Store // nil if nothing is written
 	nfs     *nfsd.Server      // nil if nothing is served
@@ -79,6 +81,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	port := d.listen.Addr().(*net.TCPAddr).AddrPort().Port()
 	d.node, err = NewNode(ctx, NodeOptions{
 		Store: d.store, State: d.c.State, NFS: d.nfs, Allow: d.c.NFS.Allow, Address: d.c.NFS.Address, Port: port, Logger: d.log,
+		Disk: d.catalog,
 	})
 	return err
 }

@@ -125,8 +125,11 @@ func (silent) Progress(appliance.Progress) {}
 func (n *Node) resumeSession(r *instant.Record, interrupted map[string]appliance.Task) error {
 	old, had := interrupted[r.Task]
 	delete(interrupted, r.Task)
-	if ended(r.State) || r.State == appliance.SessionRunning || r.State == appliance.SessionMigrated {
-		if had { // the task's last words were not written down any more
+	if ended(r.State) || rests(r) {
+		switch { // the task's last words were not written down any more
+		case had && r.State == appliance.SessionFailed:
+			return n.tasks.Settle(old, appliance.TaskFailed, r.Problem)
+		case had:
 			return n.tasks.Settle(old, appliance.TaskSucceeded, nil)
 		}
 		return nil
@@ -172,15 +175,7 @@ func (n *Node) carryOn(ctx context.Context, r *instant.Record, h *task.Handle) (
 			return nil, ctx.Err()
 		}
 	}
-	ctx = ovirt.WithCorrelation(ctx, "holdfast-"+h.ID())
-	result := map[string]any{"session": r.ID, "vm": r.VM}
-	switch r.State {
-	case appliance.SessionMigrating:
-		return result, instant.Migrate(ctx, o, r, h)
-	case appliance.SessionRelease:
-		return result, instant.Release(ctx, o, r, r.RemoveVM, h)
-	}
-	return n.setUp(ctx, o, r, h)
+	return n.goOn(ctx, o, r, h)
 }
 
 // sortSessions puts sessions in the order in which they were made.

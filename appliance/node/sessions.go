@@ -95,7 +95,7 @@ func (n *Node) StartInstant(ctx context.Context, s api.InstantSpec) (appliance.S
 		for _, note := range notes {
 			h.Note(note)
 		}
-		return n.setUp(ctx, o, r, h)
+		return n.goOn(ctx, o, r, h)
 	})
 	return session, t, err
 }
@@ -104,21 +104,38 @@ func (n *Node) sessionTask(r *instant.Record, kind appliance.TaskKind) appliance
 	return appliance.Task{ID: r.Task, Kind: kind, Subject: r.VM, Manager: r.Manager, Session: r.ID}
 }
 
-// setUp brings a session up and, if it was asked for, migrates and releases it.
-func (n *Node) setUp(ctx context.Context, o instant.Options, r *instant.Record, h *task.Handle) (map[string]any, error) {
+// goOn carries a session from where it is to where it was asked to go.
+func (n *Node) goOn(ctx context.Context, o instant.Options, r *instant.Record, h *task.Handle) (map[string]any, error) {
 	ctx = ovirt.WithCorrelation(ctx, "holdfast-"+h.ID())
-	began := time.Now()
-	if err := instant.SetUp(ctx, o, r, h); err != nil {
-		return nil, err
+	began, result := time.Now(), map[string]any{"session": r.ID, "vm": r.VM}
+	for {
+		var err error
+		switch {
+		case ended(r.State) || rests(r):
+			return result, nil
+		case r.State == appliance.SessionRunning || r.State == appliance.SessionMigrating:
+			err = instant.Migrate(ctx, o, r, h)
+			if err != nil && !task.Ending(ctx) {
+				r.AllTheWay = false // whoever reads of the failure decides what comes next
+				if kerr := n.KeepSession(*r); kerr != nil {
+					h.Note("The session's record could not be written: " + kerr.Error())
+				}
+			}
+		case r.State == appliance.SessionMigrated || r.State == appliance.SessionRelease:
+			err = instant.Release(ctx, o, r, r.RemoveVM, h)
+		default:
+			err = instant.SetUp(ctx, o, r, h)
+			result["vm_id"], result["seconds_to_running"] = r.VMID, time.Since(began).Seconds()
+		}
+		if err != nil {
+			return result, err
+		}
 	}
-	result := map[string]any{"session": r.ID, "vm": r.VM, "vm_id": r.VMID, "seconds_to_running": time.Since(began).Seconds()}
-	if r.MigrateTo == "" {
-		return result, nil
-	}
-	if err := instant.Migrate(ctx, o, r, h); err != nil {
-		return result, err
-	}
-	return result, instant.Release(ctx, o, r, false, h)
+}
+
+// rests tells whether a session stays as it is until somebody asks for something.
+func rests(r *instant.Record) bool {
+	return !r.AllTheWay && (r.State == appliance.SessionRunning || r.State == appliance.SessionMigrated)
 }
 
 // chooseManager finds the engine to restore to.
