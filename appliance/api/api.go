@@ -69,13 +69,17 @@ func build(o Options) (*server, *http.ServeMux, error) {
 	s.api = humago.New(mux, huma.Config{
 		OpenAPI: &huma.OpenAPI{
 			OpenAPI: "3.1.0",
-			Info:    &huma.Info{Title: "Holdfast", Version: o.Version, Description: "The node of a Holdfast backup server. docs/api.md is the introduction."},
-			Components: &huma.Components{SecuritySchemes: map[string]*huma.SecurityScheme{
-				"token": {Type: "http", Scheme: "bearer", Description: "Over TLS: the content of the node's token file. The unix socket needs none."},
-			}},
+			Info: &huma.Info{
+				Title: "Holdfast", Version: o.Version,
+				Description: "The node of a Holdfast backup server. docs/api.md is the introduction.",
+			},
+			Components: &huma.Components{SecuritySchemes: map[string]*huma.SecurityScheme{"token": {
+				Type: "http", Scheme: "bearer",
+				Description: "Over TLS: the content of the node's token file. The unix socket needs none.",
+			}}},
 			Security: []map[string][]string{{"token": {}}, {}},
 		},
-		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
+		Formats:                      huma.DefaultFormats, // JSON alone
 		DefaultFormat:                "application/json",
 		RejectUnknownQueryParameters: true,
 		Transformers:                 []huma.Transformer{translate},

@@ -104,7 +104,8 @@ func makeCertificate(dir, addr string) error {
 	t := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: names[0], Organization: []string{"Holdfast node"}},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(certTime), DNSNames: names, IPAddresses: ips,
-		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, t, t, &key.PublicKey, key)
@@ -120,10 +121,13 @@ func makeCertificate(dir, addr string) error {
 		return err
 	}
 	// Publish makes files that only their owner may read.
-	if err := disk.Publish(d, filepath.Join(dir, keyName), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})); err != nil {
+	publish := func(name, kind string, b []byte) error {
+		return disk.Publish(d, filepath.Join(dir, name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}))
+	}
+	if err := publish(keyName, "PRIVATE KEY", secret); err != nil {
 		return err
 	}
-	return disk.Publish(d, filepath.Join(dir, certName), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	return publish(certName, "CERTIFICATE", der)
 }
 
 // machineNames returns the names and addresses under which clients may call this machine.

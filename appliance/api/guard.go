@@ -38,7 +38,8 @@ func (s *server) guard(mux *http.ServeMux) http.Handler {
 // panicked logs a panic and returns it as an error. Its stack goes to the log alone.
 func (s *server) panicked(op string, p any) error {
 	s.Logger.Error("a request panicked", "op", op, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-	return errs.Text(op, "", errs.Bug, "panic: "+fmt.Sprint(p)).WithNext("This is a bug of ours: please report it with the node's log.")
+	return errs.Text(op, "", errs.Bug, "panic: "+fmt.Sprint(p)).
+		WithNext("This is a bug of ours: please report it with the node's log.")
 }
 
 // log tells of a request. Queries, headers and bodies may hold secrets and are left out.

@@ -9,6 +9,8 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/holdfast-backup/holdfast/appliance"
 	"github.com/holdfast-backup/holdfast/appliance/api"
@@ -206,6 +208,18 @@ func TestLog(t *testing.T) {
 			t.Errorf("%q is not in the log: %s", want, text)
 		}
 	}
+}
+
+// TestCallsEnd: a service that hangs does not hang its clients.
+func TestCallsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h, _ := newHandler(t, &apitest.Service{Hold: make(chan struct{})})
+		began := time.Now()
+		p := problem(t, ask(h, "GET", "/api/v1/managers", ""))
+		if d := time.Since(began); p.Status != 504 || p.Code != "canceled" || d > 2*time.Minute {
+			t.Errorf("after %v: %+v", d, p)
+		}
+	})
 }
 
 // TestStatus: a node that is not ready says so.

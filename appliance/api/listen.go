@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
 // Time bounds of the servers. A body is a few KiB; an answer may wait for an engine; streams set their own.
@@ -20,6 +22,8 @@ const (
 	idleTime   = 2 * time.Minute
 	drainTime  = 5 * time.Second // for requests that run when the server ends
 )
+
+const serveOp = "serve the API"
 
 const maxHeaderBytes = 64 << 10
 
@@ -58,6 +62,9 @@ func Serve(ctx context.Context, l Listeners, h http.Handler) error {
 			return err
 		}
 		at.TLS = addr
+	}
+	if len(d.all) == 0 {
+		return errs.Text(serveOp, "", errs.Invalid, "neither a socket nor an address for TLS was named")
 	}
 	if l.Ready != nil {
 		l.Ready(at)
@@ -98,10 +105,11 @@ func (d *doors) serve(ctx context.Context) error {
 			MaxHeaderBytes: maxHeaderBytes,
 		}
 		g.Go(func() error {
-			if err := srv.Serve(o.ln); !errors.Is(err, http.ErrServerClosed) {
-				return err
+			err := srv.Serve(o.ln)
+			if errors.Is(err, http.ErrServerClosed) {
+				return nil
 			}
-			return nil
+			return errs.Wrap(serveOp, o.ln.Addr().String(), err)
 		})
 		g.Go(func() error {
 			<-ctx.Done()

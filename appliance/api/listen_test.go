@@ -127,6 +127,14 @@ func TestSocket(t *testing.T) {
 	}
 }
 
+// TestNoDoor: a server that nobody could reach is a mistake.
+func TestNoDoor(t *testing.T) {
+	h, _ := newHandler(t, &apitest.Service{})
+	if _, err := listen(t, api.Listeners{}, h); !errs.Is(err, errs.Invalid) {
+		t.Errorf("it began: %v", err)
+	}
+}
+
 // TestPlacesThatAreNoSocket: nothing that is there is removed but a stale socket.
 func TestPlacesThatAreNoSocket(t *testing.T) {
 	h, _ := newHandler(t, &apitest.Service{})

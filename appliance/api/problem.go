@@ -18,10 +18,11 @@ const problemType = "application/problem+json"
 // statuses gives every kind of error its HTTP status. Programs that want to know more than "mine or yours" look at the
 // code, which is one for each kind.
 var statuses = [len(errs.Kinds)]int{
-	errs.Bug: http.StatusInternalServerError, errs.Invalid: http.StatusUnprocessableEntity, errs.NotFound: http.StatusNotFound,
-	errs.Exists: http.StatusConflict, errs.Denied: http.StatusForbidden, errs.Busy: http.StatusConflict,
-	errs.Transient: http.StatusServiceUnavailable, errs.Stale: http.StatusConflict, errs.NoSpace: http.StatusInsufficientStorage,
-	errs.Corrupt: http.StatusInternalServerError, errs.Unsupported: http.StatusNotImplemented, errs.Canceled: http.StatusGatewayTimeout,
+	errs.Bug: http.StatusInternalServerError, errs.Invalid: http.StatusUnprocessableEntity,
+	errs.NotFound: http.StatusNotFound, errs.Exists: http.StatusConflict, errs.Denied: http.StatusForbidden,
+	errs.Busy: http.StatusConflict, errs.Transient: http.StatusServiceUnavailable, errs.Stale: http.StatusConflict,
+	errs.NoSpace: http.StatusInsufficientStorage, errs.Corrupt: http.StatusInternalServerError,
+	errs.Unsupported: http.StatusNotImplemented, errs.Canceled: http.StatusGatewayTimeout,
 }
 
 // ProblemDetails is a refusal as it travels: RFC 9457's members, and ours.

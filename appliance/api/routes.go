@@ -207,14 +207,16 @@ func (s *server) tasks() {
 		func(ctx context.Context, _ *none) (*answer[List[appliance.Task]], error) {
 			return all(s.Service.ListTasks(ctx))
 		})
-	add(s, get("show-task", "/tasks/{id}", tag, "Show a task"), func(ctx context.Context, in *byID) (*answer[appliance.Task], error) {
-		t, err := s.Service.GetTask(ctx, in.ID)
-		return &answer[appliance.Task]{t}, err
-	})
+	add(s, get("show-task", "/tasks/{id}", tag, "Show a task"),
+		func(ctx context.Context, in *byID) (*answer[appliance.Task], error) {
+			t, err := s.Service.GetTask(ctx, in.ID)
+			return &answer[appliance.Task]{t}, err
+		})
 	type asked struct {
 		Location string `header:"Location" doc:"path of the task"`
 	}
-	add(s, post("cancel-task", "/tasks/{id}/cancel", tag, "Ask a task to end; it does when what it began is undone", http.StatusAccepted),
+	const cancel = "Ask a task to end; it does when what it began is undone"
+	add(s, post("cancel-task", "/tasks/{id}/cancel", tag, cancel, http.StatusAccepted),
 		func(ctx context.Context, in *byID) (*asked, error) {
 			return &asked{at("tasks", in.ID)}, s.Service.CancelTask(ctx, in.ID)
 		})

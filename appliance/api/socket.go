@@ -27,8 +27,8 @@ const maxSocketPath = 107
 // socket opens the unix socket.
 func (d *doors) socket(ctx context.Context, path string, h http.Handler) error {
 	if len(path) > maxSocketPath {
-		return errs.Text(listenOp, path, errs.Invalid, fmt.Sprintf("the path has %d bytes, and no socket's may have more than %d", len(path), maxSocketPath)).
-			WithNext("Choose a shorter path for api.socket.")
+		long := fmt.Sprintf("the path has %d bytes, and no socket's may have more than %d", len(path), maxSocketPath)
+		return errs.Text(listenOp, path, errs.Invalid, long).WithNext("Choose a shorter path for api.socket.")
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return errs.Wrap(listenOp, path, err)

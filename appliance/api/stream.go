@@ -34,11 +34,11 @@ func closing(ctx context.Context) <-chan struct{} {
 // events registers the stream of a task's changes.
 func (s *server) events(tag string) {
 	op := get("watch-task", "/tasks/{id}/events", tag, "Follow a task until it ends")
-	op.Description = "Server-sent events: `task` with the task, now and after each change. A comment every 15 s shows that the stream " +
-		"lives. It ends when the task has; if it ends before, ask again. A `problem` says why it could not go on."
-	op.Responses = map[string]*huma.Response{"200": {
-		Description: "events", Content: map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString}}},
-	}}
+	op.Description = "Server-sent events: `task` with the task, now and after each change. A comment every 15 s shows " +
+		"that the stream lives. It ends when the task has; if it ends before, ask again. A `problem` says why it could " +
+		"not go on."
+	text := map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: huma.TypeString}}}
+	op.Responses = map[string]*huma.Response{"200": {Description: "events", Content: text}}
 	s.describe(&op)
 	huma.Register(s.api, op, func(ctx context.Context, in *byID) (*huma.StreamResponse, error) {
 		if _, err := s.Service.GetTask(ctx, in.ID); err != nil {

@@ -78,10 +78,7 @@ func TestStreamEnds(t *testing.T) {
 				ctx, cancel := context.WithCancel(ctx)
 				cancel()
 				return ctx
-			}, func(ctx context.Context, f func(appliance.Task) error) error {
-				<-ctx.Done()
-				return f(appliance.Task{})
-			}, "",
+			}, func(ctx context.Context, _ func(appliance.Task) error) error { <-ctx.Done(); return ctx.Err() }, "",
 		},
 		"the service fails": {
 			nil, func(context.Context, func(appliance.Task) error) error { return errors.New("lost") },

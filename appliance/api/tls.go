@@ -93,7 +93,8 @@ func (d *doors) onlyToken(hash [sha256.Size]byte, next http.Handler) http.Handle
 			const op = "use the node"
 			err := errors.New("the token is missing or wrong")
 			p := ProblemOf(op, errs.New(op, "", errs.Denied, err).
-				WithNext("Give the token from the node's token file (api.token_file), as `Authorization: Bearer …` or with HOLDFAST_TOKEN_FILE."))
+				WithNext("Give the token from the node's token file (api.token_file), as `Authorization: Bearer …` "+
+					"or with HOLDFAST_TOKEN_FILE."))
 			p.Status = http.StatusUnauthorized
 			w.Header().Set("WWW-Authenticate", `Bearer realm="holdfast"`)
 			writeProblem(w, p)

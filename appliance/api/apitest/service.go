@@ -159,7 +159,9 @@ func (s *Service) StartBackup(ctx context.Context, b api.BackupSpec) (appliance.
 // StartInstant implements api.Service.
 func (s *Service) StartInstant(ctx context.Context, i api.InstantSpec) (appliance.Session, appliance.Task, error) {
 	t, err := s.start(ctx, appliance.TaskInstant, i.Name, "StartInstant", i)
-	return appliance.Session{ID: "session-1", State: appliance.SessionPrepare, Point: i.Point, VM: i.Name, Task: t.ID, Disks: []appliance.SessionDisk{}}, t, err
+	session := appliance.Session{ID: "session-1", State: appliance.SessionPrepare, Point: i.Point, VM: i.Name, Task: t.ID}
+	session.Disks = []appliance.SessionDisk{}
+	return session, t, err
 }
 
 // StartMigrate implements api.Service.

@@ -67,7 +67,8 @@ func Dial(o Options) (*Client, error) {
 		DialContext: (&net.Dialer{Timeout: dialTime}).DialContext,
 	}
 	// A redirect is nothing that a node answers; following one could carry the token elsewhere.
-	c.http = &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	c.http = &http.Client{Transport: t, CheckRedirect: stay}
 	if path, ok := socketPath(o.Node); ok {
 		c.base = "http://holdfast"
 		t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -76,7 +77,7 @@ func Dial(o Options) (*Client, error) {
 		return c, nil
 	}
 	u, err := url.Parse(o.Node)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/")+u.RawQuery != "" {
 		return nil, errs.Text(connectOp, o.Node, errs.Invalid, "this names no node").
 			WithNext("Write unix:///run/holdfast/holdfastd.sock for the node on this machine, or https://HOST:PORT for another.")
 	}
@@ -115,7 +116,8 @@ func (c *Client) call(ctx context.Context, method string, path string, in, out a
 		return c.unreachable(ctx, err)
 	}
 	if err := json.Unmarshal(b, out); err != nil {
-		return errs.New("read the answer of node", c.node, errs.Bug, err).WithNext("Do the program and the node have the same version? GET /api/v1/status tells the node's.")
+		return errs.New("read the answer of node", c.node, errs.Bug, err).
+			WithNext("Do the program and the node have the same version? GET /api/v1/status tells the node's.")
 	}
 	return nil
 }

@@ -166,6 +166,11 @@ func reads(t *testing.T, c *client.Client, s *apitest.Service, full appliance.Ta
 	if l, bad := c.ListPoints(ctx); bad != nil || !reflect.DeepEqual(l, s.Points) {
 		t.Errorf("ListPoints gave %+v, %v", l, bad)
 	}
+	var seen []appliance.Task
+	err := c.WatchTask(ctx, "full", func(t appliance.Task) error { seen = append(seen, t); return nil })
+	if err != nil || !reflect.DeepEqual(seen, []appliance.Task{full}) {
+		t.Errorf("WatchTask gave %+v, %v", seen, err)
+	}
 	for _, name := range []string{"", ".", ".."} {
 		if _, err := c.GetManager(ctx, name); !errs.Is(err, errs.Invalid) {
 			t.Errorf("the manager %q: %v", name, err)

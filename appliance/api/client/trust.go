@@ -26,7 +26,8 @@ func readToken(file string) (string, error) {
 	}
 	token := strings.TrimSpace(string(b))
 	if token == "" || strings.ContainsAny(token, "\r\n\t ") {
-		return "", errs.Text(op, file, errs.Invalid, "the file does not hold one token").WithNext("Copy the node's token file again.")
+		return "", errs.Text(op, file, errs.Invalid, "the file does not hold one token").
+			WithNext("Copy the node's token file again.")
 	}
 	return token, nil
 }
@@ -44,7 +45,8 @@ func trust(caFile string) (*tls.Config, error) {
 	}
 	c.RootCAs = x509.NewCertPool()
 	if !c.RootCAs.AppendCertsFromPEM(b) {
-		return nil, errs.Text(op, caFile, errs.Invalid, "there is no certificate in the file").WithNext("Copy the node's cert.pem again.")
+		return nil, errs.Text(op, caFile, errs.Invalid, "there is no certificate in the file").
+			WithNext("Copy the node's cert.pem again.")
 	}
 	return c, nil
 }
@@ -65,8 +67,10 @@ func advice(c *Client, err error) (errs.Kind, string) {
 	case local && errors.Is(err, fs.ErrPermission):
 		return errs.Denied, "Run the command as root, or as a member of the group that `ls -l " + path + "` shows."
 	case local:
-		return errs.Transient, "Is holdfastd running, with an api section? See `systemctl status holdfastd`; its api.socket must be " + path + "."
+		return errs.Transient, "Is holdfastd running, with an api section? See `systemctl status holdfastd`; " +
+			"its api.socket must be " + path + "."
 	default:
-		return errs.Transient, "Is holdfastd running there, with api.listen set to that address, and no firewall between? On the node, see `systemctl status holdfastd`."
+		return errs.Transient, "Is holdfastd running there, with api.listen set to that address, and no firewall between? " +
+			"On the node, see `systemctl status holdfastd`."
 	}
 }

@@ -89,7 +89,8 @@ func (w *watch) follow(ctx context.Context, path string) error {
 		err = io.ErrUnexpectedEOF
 	}
 	return errs.New("watch a task of node", w.c.node, errs.Transient, err).
-		WithNext("The task goes on without being watched. Is holdfastd still running? On the node, see `systemctl status holdfastd`.")
+		WithNext("The task goes on without being watched. Is holdfastd still running? " +
+			"On the node, see `systemctl status holdfastd`.")
 }
 
 // event acts on one event. Names that are not known yet are left alone.
