@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-backup/holdfast/fs/fstest"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/nfsdomain"
+	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 )
 
 // TestMountsThatFail: a host says why it could not connect.
@@ -155,12 +156,11 @@ func eventually(t *testing.T, what string, done func() bool) {
 // TestSanlockReadsWhatTheHostWrote: the host's records are sanlock's, by sanlock's own reading.
 func TestSanlockReadsWhatTheHostWrote(t *testing.T) {
 	needParts(t)
-	sanlock, err := exec.LookPath("sanlock")
-	if err != nil {
+	if err := parts.Need(parts.Sanlock); err != nil {
 		if os.Getenv("HOLDFAST_REAL_PARTS") == "1" {
-			t.Fatal("sanlock is not installed: Debian package sanlock")
+			t.Fatal(err, errs.NextStep(err))
 		}
-		t.Skip("sanlock is not installed; `make test` installs it and runs this")
+		t.Skip(err, "; `make test` installs it and runs this test")
 	}
 	dir, spec := write(t)
 	m := load(t, dir)
@@ -177,7 +177,7 @@ func TestSanlockReadsWhatTheHostWrote(t *testing.T) {
 		if err := os.WriteFile(copied, read(t, m, c.file), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		out, err := exec.CommandContext(t.Context(), sanlock, "direct", "read_leader", c.flag,
+		out, err := exec.CommandContext(t.Context(), parts.Sanlock[0].Path, "direct", "read_leader", c.flag,
 			strings.Join([]string{spec.UUID, c.name, copied, c.offset}, ":")).CombinedOutput()
 		if err != nil {
 			t.Fatalf("sanlock: %v\n%s", err, out)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -46,7 +47,10 @@ type client struct {
 	stdin   *os.File
 	stdout  *os.File
 	answers *bufio.Reader
-	closed  bool
+
+	mu     sync.Mutex         // guards what follows; never held during a request
+	giveUp context.CancelFunc // ends the request that runs; nil when none does
+	closed bool
 }
 
 func newClient(w where, timeout time.Duration) *client {
@@ -68,6 +72,10 @@ func (c *client) call(ctx context.Context, r request, answer any) error {
 		return c.late(r, ctx.Err())
 	}
 	defer func() { c.turn <- struct{}{} }()
+	if !c.begin(cancel) {
+		return errs.Text("use the export", c.where.String(), errs.Stale, "it was disconnected")
+	}
+	defer c.begin(nil)
 	if err := c.mounted(ctx); err != nil {
 		return err
 	}
@@ -84,11 +92,16 @@ func (c *client) call(ctx context.Context, r request, answer any) error {
 	}
 }
 
+// begin notes how the request that runs is ended, nil for none; false says that the client is closed.
+func (c *client) begin(giveUp context.CancelFunc) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.giveUp = giveUp
+	return !c.closed
+}
+
 // mounted starts the child unless it runs, and mounts the export.
 func (c *client) mounted(ctx context.Context) error {
-	if c.closed {
-		return errs.Text("use the export", c.where.String(), errs.Stale, "it was disconnected")
-	}
 	if c.process != nil {
 		return nil
 	}
@@ -134,10 +147,7 @@ func (c *client) exchange(ctx context.Context, r request, answer any) error {
 	if err != nil {
 		return errs.Wrap("ask", "the NFS client", err)
 	}
-	stop := context.AfterFunc(ctx, func() {
-		_ = c.stdin.SetDeadline(time.Now()) // a pipe that is closed already needs no deadline
-		_ = c.stdout.SetDeadline(time.Now())
-	})
+	stop := endWith(ctx, c.stdin, c.stdout)
 	defer stop()
 	_, err = c.stdin.Write(append(line, '\n'))
 	if err == nil {
@@ -152,6 +162,26 @@ func (c *client) exchange(ctx context.Context, r request, answer any) error {
 		return errs.New("ask", "the NFS client", errs.Bug, fmt.Errorf("%w; it said: %s", err, said))
 	}
 	return decode(r, line, answer)
+}
+
+// endWith makes reads and writes of pipes fail when ctx ends, until stop is called.
+func endWith(ctx context.Context, pipes ...*os.File) (stop func()) {
+	set := func(t time.Time) {
+		for _, p := range pipes {
+			_ = p.SetDeadline(t) // a pipe that is closed already needs no deadline
+		}
+	}
+	set(time.Time{})
+	ended := make(chan struct{})
+	cancel := context.AfterFunc(ctx, func() {
+		set(time.Now())
+		close(ended)
+	})
+	return func() {
+		if !cancel() {
+			<-ended // a deadline must not be left for the next request
+		}
+	}
 }
 
 func decode(r request, line []byte, answer any) error {
@@ -191,11 +221,16 @@ func (c *client) end() {
 	c.process = nil
 }
 
-// kill ends the client for good. A request that runs ends first, in its own time at the latest.
+// kill ends the client for good, and the request that runs.
 func (c *client) kill() {
+	c.mu.Lock()
+	c.closed = true
+	if c.giveUp != nil {
+		c.giveUp()
+	}
+	c.mu.Unlock()
 	<-c.turn
 	c.end()
-	c.closed = true
 	c.turn <- struct{}{}
 }
 

@@ -21,39 +21,20 @@ func (h *Host) ProbeDomain(ctx context.Context, export, options string) (*engine
 	if err != nil {
 		return nil, errs.Wrap(op, export, err)
 	}
-	if d := h.connected(w); d != nil {
-		h.drop(d) // a host would mount it once more as well, and find the same
-	}
-	d := &domain{nfs: newClient(w, h.o.Timeout), turn: make(chan struct{}, 1)}
-	d.turn <- struct{}{}
-	info, err := h.probe(ctx, d)
+	fresh := &domain{nfs: newClient(w, h.o.Timeout), turn: make(chan struct{}, 1)}
+	fresh.turn <- struct{}{}
+	info, err := h.probe(ctx, fresh)
+	known := false
 	if err == nil && info != nil {
-		err = h.remember(d)
+		known, err = h.remember(fresh)
 	}
-	if err != nil || info == nil {
-		d.disconnect()
+	if err != nil || info == nil || known {
+		fresh.disconnect()
+	}
+	if err != nil {
 		return nil, errs.Wrap(op, export, err)
 	}
 	return info, nil
-}
-
-// connected finds the domain that is mounted from w and not in use.
-func (h *Host) connected(w where) *domain {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, d := range h.domains {
-		if d.nfs.where.host == w.host && d.nfs.where.path == w.path {
-			return d
-		}
-	}
-	return nil
-}
-
-func (h *Host) drop(d *domain) {
-	h.mu.Lock()
-	delete(h.domains, d.id)
-	h.mu.Unlock()
-	d.disconnect()
 }
 
 func (h *Host) probe(ctx context.Context, d *domain) (*engine.DomainInfo, error) {
@@ -72,6 +53,7 @@ func (h *Host) probe(ctx context.Context, d *domain) (*engine.DomainInfo, error)
 	if err != nil {
 		return nil, err
 	}
+	h.log.Debug("a storage domain was found", "domain", d.id, "export", d.nfs.where.String(), "pool", m.pool())
 	return &engine.DomainInfo{ID: d.id, Name: m["DESCRIPTION"], Pool: m.pool(), Version: domVersion, Available: available,
 		Used: total - available}, nil
 }

@@ -115,11 +115,15 @@ func (h *Host) Close() error {
 	return nil
 }
 
+// disconnect ends everything at once: what waits for the server fails first.
 func (d *domain) disconnect() {
-	d.nfs.kill() // before the member: what it waits for fails now
+	d.nfs.kill()
+	<-d.turn
 	if d.member != nil {
 		d.member.stop()
+		d.member = nil
 	}
+	d.turn <- struct{}{}
 }
 
 // with runs work on a domain that was probed, when it is its turn.
@@ -144,15 +148,20 @@ func refusal(kind errs.Kind, class, file, why string) error {
 	return &errs.Error{Op: class, Subject: file, Kind: kind, Err: errors.New(why)}
 }
 
-// remember adds a domain. The same export may be probed again and again; a second export with the same domain is refused.
-func (h *Host) remember(d *domain) error {
+// remember adds a domain. One that was found at the same export before stays as it is, with what the host does there; at
+// another export it is refused.
+func (h *Host) remember(d *domain) (known bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if old := h.domains[d.id]; old != nil {
-		return refusal(errs.Exists, "StorageDomainAlreadyExists", d.id, "it is connected from "+old.nfs.where.String()+" already")
+	old := h.domains[d.id]
+	if old == nil {
+		h.domains[d.id] = d
+		return false, nil
 	}
-	h.domains[d.id] = d
-	return nil
+	if old.nfs.where != d.nfs.where {
+		return true, refusal(errs.Exists, "StorageDomainAlreadyExists", d.id, "it is connected from "+old.nfs.where.String()+" already")
+	}
+	return true, nil
 }
 
 var _ interface {

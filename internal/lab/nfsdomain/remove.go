@@ -28,9 +28,10 @@ func (h *Host) FormatDomain(ctx context.Context, id string) error {
 func (h *Host) ForgetDomain(_ context.Context, id string) error {
 	h.mu.Lock()
 	d := h.domains[id]
+	delete(h.domains, id)
 	h.mu.Unlock()
 	if d != nil {
-		h.drop(d)
+		d.disconnect()
 	}
 	return nil
 }
