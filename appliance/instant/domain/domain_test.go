@@ -270,3 +270,16 @@ func TestWithoutVolumes(t *testing.T) {
 	}
 	wantNames(t, filepath.Join(dir, s.UUID, "images"))
 }
+
+// TestPage holds the page for people to the vectors.
+func TestPage(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/format/domain.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, vector := range []string{"b6aa513e044cf48a4627a1a05dd87f184ee7a431", "0xb8c286ba", "0x88bcfbdc", "0xade23b39"} {
+		if !bytes.Contains(page, []byte(vector)) {
+			t.Errorf("docs/format/domain.md does not mention %s", vector)
+		}
+	}
+}
