@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/engine"
 )
 
@@ -61,8 +62,14 @@ func fullBackup(l *lab) (checkpoint string, data *os.File) {
 		l.Errorf("the raw disk begins with %q", got)
 	}
 	raw.close()
-	if _, err := l.begin("", dataDisk); err == nil {
-		l.Error("a second backup began beside the first")
+	if _, err := l.begin("", dataDisk); !errs.Is(err, errs.Busy) {
+		l.Errorf("a second backup beside the first: %v", err)
+	}
+	if _, err := l.host.MoveDisk(l.ctx, vmID, dataDisk, domainB, nil); !errs.Is(err, errs.Busy) {
+		l.Errorf("a move during a backup: %v", err)
+	}
+	if _, err := l.host.AddTicket(l.ctx, "", dataDisk.Disk, "direct", 60); err == nil || !strings.Contains(err.Error(), "lock") {
+		l.Errorf("a ticket for a disk that a VM uses: %v", err)
 	}
 	l.end(b)
 	assertNothingLeft(l, b.to)

@@ -75,6 +75,7 @@ type Host struct {
 
 	ctx    context.Context // ends with Close: the life of machines and other children
 	cancel context.CancelFunc
+	work   sync.WaitGroup // one for each machine
 
 	mu       sync.Mutex // guards what follows; never held while something is waited for
 	machines map[string]*machine
@@ -121,7 +122,9 @@ func (h *Host) Close() {
 	h.mu.Lock()
 	var running []*machine
 	for _, m := range h.machines {
-		running = append(running, m)
+		if m.vm != nil {
+			running = append(running, m)
+		}
 	}
 	h.mu.Unlock()
 	var all sync.WaitGroup
@@ -134,6 +137,7 @@ func (h *Host) Close() {
 	}
 	all.Wait()
 	h.cancel()
+	h.work.Wait()
 	h.mu.Lock()
 	backups, tickets := h.backups, h.tickets
 	h.backups, h.tickets = map[string]*backup{}, map[string]*ticket{}

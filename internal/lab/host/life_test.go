@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/engine"
@@ -146,6 +147,21 @@ func coldBackups(l *lab, moved engine.DiskPlace, checkpoint string) (next string
 	return b.to
 }
 
+// endsByItself: nobody told the host that the VM is no more.
+func endsByItself(l *lab, moved engine.DiskPlace) {
+	l.must(l.host.StartVM(l.ctx, l.spec(moved)))
+	l.host.machine(vmID).vm.Kill()
+	for tick := time.NewTicker(20 * time.Millisecond); len(l.host.RunningVMs()) > 0; {
+		select {
+		case <-tick.C:
+		case <-l.ctx.Done():
+			l.Fatal("the host has not noticed that the VM ended")
+		}
+	}
+	l.must(l.host.StopVM(l.ctx, vmID))
+	l.must(l.host.ShutdownVM(l.ctx, vmID))
+}
+
 // startedAgain finds the checkpoint in the VM that starts again, and no more after a power cut.
 func startedAgain(l *lab, moved engine.DiskPlace, checkpoint string) {
 	l.must(l.host.StartVM(l.ctx, l.spec(moved)))
@@ -166,6 +182,7 @@ func startedAgain(l *lab, moved engine.DiskPlace, checkpoint string) {
 	assertLost(l, checkpoint, moved)
 	l.must(l.host.RemoveCheckpoint(l.ctx, vmID, checkpoint, []engine.DiskPlace{rootDisk, moved}))
 	l.end(l.mustBegin("", moved))
+	endsByItself(l, moved)
 	l.must(l.host.RemoveDisk(l.ctx, moved))
 	if _, err := os.Stat(l.host.Path(moved)); !os.IsNotExist(err) {
 		l.Errorf("a removed disk: %v", err)

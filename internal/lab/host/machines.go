@@ -60,11 +60,11 @@ func (h *Host) StartVM(ctx context.Context, spec engine.VMSpec) error {
 	h.mu.Lock()
 	m.vm = vm
 	h.mu.Unlock()
-	go func() {
+	h.work.Go(func() {
 		<-vm.Done()
 		h.release(m)
 		h.log.Info("machine ended", "vm", spec.Name)
-	}()
+	})
 	h.log.Info("machine started", "vm", spec.Name, "pid", vm.PID())
 	return nil
 }

@@ -23,16 +23,48 @@ func (h *Host) MoveDisk(ctx context.Context, vm string, d engine.DiskPlace, doma
 	if m := h.machine(vm); vm != "" && m != nil {
 		move = func(path string) error { return h.moveLive(ctx, m, d, path, progress) }
 	}
-	if err := h.makeDisk(to, move); err != nil {
-		h.remember(d)
+	if err := h.makeMoved(d, to, move); err != nil {
 		return d, errs.Wrap("move the disk to", domain, err)
 	}
+	h.remember(to)
 	progress(d.Size, d.Size)
 	if err := h.removeVolume(context.WithoutCancel(ctx), d); err != nil {
 		h.log.Warn("source of a moved disk not removed", "disk", d.Disk, "domain", d.Domain, "err", err)
 	}
 	h.log.Info("disk moved", "disk", d.Disk, "from", d.Domain, "to", domain, "live", h.machine(vm) != nil)
 	return to, nil
+}
+
+// makeMoved makes the folder at the destination and lets move fill it. After a failure the folder goes only if it is
+// empty: what is in it then is the only place where the disk is whole.
+func (h *Host) makeMoved(from, to engine.DiskPlace, move func(path string) error) error {
+	if !h.local(to.Domain) {
+		return errs.Text("make the disk", to.Disk, errs.Unsupported, "this host moves disks to its local domains only")
+	}
+	if b := h.readBy(from.Disk); b != "" {
+		return errs.Text("take the disk", from.Disk, errs.Busy, "it is being read by the backup "+b)
+	}
+	path := h.path(to)
+	if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	err := move(path)
+	if err != nil {
+		_ = os.Remove(filepath.Dir(path))
+	}
+	return err
+}
+
+// readBy returns the backup that reads a disk, or "".
+func (h *Host) readBy(disk string) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, b := range h.backups {
+		if b.disk(disk) != nil {
+			return id
+		}
+	}
+	return ""
 }
 
 // moveLive moves a disk that a machine uses, as vdsm has it done. The snapshot lies in a folder of the host's own: an
