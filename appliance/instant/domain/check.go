@@ -19,8 +19,8 @@ const (
 	grid    = 4096
 )
 
-// Check returns errs.Invalid, with everything that is wrong, for a domain that vdsm or the engine would not take.
-func (s Spec) Check() error {
+// check returns errs.Invalid, with everything that is wrong, for a domain that vdsm or the engine would not take.
+func (s Spec) check() error {
 	var all []error
 	wrong := func(format string, args ...any) { all = append(all, fmt.Errorf(format, args...)) }
 	if !oneLine(s.Description, maxName) {

@@ -13,7 +13,7 @@ import (
 )
 
 func TestCheck(t *testing.T) {
-	if err := example().Check(); err != nil {
+	if err := example().check(); err != nil {
 		t.Fatal(err)
 	}
 	other := example().Volumes[1]
@@ -71,7 +71,7 @@ func TestCheckTakes(t *testing.T) {
 	} {
 		s := example()
 		change(&s)
-		if err := s.Check(); err != nil {
+		if err := s.check(); err != nil {
 			t.Error(err)
 		}
 	}

@@ -49,7 +49,7 @@ func (w writer) write(s Spec) error {
 		// hosts have removed the domain, the domain would come back.
 		return errs.Wrap(op, w.dir, w.disk.SyncDir(path.Dir(w.dir)))
 	}
-	if err := s.Check(); err != nil {
+	if err := s.check(); err != nil {
 		return errs.Wrap(op, w.dir, err)
 	}
 	return errs.Wrap(op, w.dir, w.build(s))
