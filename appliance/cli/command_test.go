@@ -203,7 +203,9 @@ func TestHelpExistsForEveryCommand(t *testing.T) {
 	b := boxAt(t, t.TempDir())
 	for _, c := range []string{
 		"", "init", "disk", "disk import", "point", "point list", "point show", "point rm", "point export", "point serve", "mount",
-		"store", "store status", "store verify", "version",
+		"store", "store status", "store verify", "version", "manager", "manager add", "manager list", "manager show", "manager rm", "vm", "vm list",
+		"vm show", "backup", "backup run", "restore", "restore instant", "session", "session list", "session show", "session migrate",
+		"session release", "task", "task list", "task show", "task watch", "task cancel",
 	} {
 		out := b.ok(append(strings.Fields(c), "--help")...)
 		if !strings.Contains(out, "Usage:") || !strings.Contains(out, "holdfast "+c) || strings.Contains(out, "\n\n\n") {
@@ -222,7 +224,10 @@ func TestCommandLinesThatMakeNoSense(t *testing.T) {
 		"disk import a b --vm x", "store verify a b", "store nonsense", "init", "mount", "mount a b", "version x", "point list --nonsense",
 		"point list -o xml", "point serve x", "point serve x --nfs 127.0.0.1:0 --format vmdk", "point serve x --nfs 127.0.0.1:0 --overlay d",
 		"point serve x --nfs 127.0.0.1:0 --allow nonsense", "point serve x --nfs 127.0.0.1:0 --disk one", "point export x",
-		"point export x --to y --format vmdk", "disk import f", "point show --sha256=maybe x",
+		"point export x --to y --format vmdk", "disk import f", "point show --sha256=maybe x", "manager", "manager add", "manager add x", "manager show",
+		"manager rm", "manager list x", "vm", "vm show", "vm list x", "backup", "backup run", "backup run a b", "backup run x --strategy full",
+		"restore", "restore web", "restore instant", "restore instant x --format vdi", "session", "session nonsense", "session show", "session release",
+		"session migrate", "task", "task watch", "task show a b", "task cancel", "vm list --store x --nonsense",
 	} {
 		b.fails(exitUsage, strings.Fields(c))
 	}

@@ -53,7 +53,7 @@ func (a *app) outcome(t appliance.Task) error {
 	}
 	show := "See what it did and what it left: " + a.commandLine("task", "show", t.ID)
 	if t.State == appliance.TaskCanceled {
-		return errs.Text("wait for task", t.ID, errs.Canceled, taskName(t)+" was cancelled").WithNext(show)
+		return errs.Text("wait for task", t.ID, errs.Canceled, taskName(t)+" was canceled").WithNext(show)
 	}
 	p := t.Problem
 	if p == nil {
@@ -72,7 +72,9 @@ func (a *app) outcome(t appliance.Task) error {
 
 // follow shows on stderr how far a task is until it has ended, and returns it. each, if it is not nil, is given every
 // state instead. When ctx ends the task goes on, and the error says how to get back to it.
-func (a *app) follow(ctx context.Context, s api.Service, t appliance.Task, each func(appliance.Task) error) (appliance.Task, error) {
+func (a *app) follow(
+	ctx context.Context, s api.Service, t appliance.Task, each func(appliance.Task) error,
+) (appliance.Task, error) {
 	inner, cancel := context.WithCancel(ctx)
 	states, ended := make(chan appliance.Task), make(chan error, 1)
 	go func() {
@@ -93,9 +95,10 @@ func (a *app) follow(ctx context.Context, s api.Service, t appliance.Task, each 
 		case t = <-states:
 			if each == nil {
 				v.show(t)
-			} else if err := each(t); err != nil && failed == nil {
-				failed = err
-				cancel()
+			} else if failed == nil {
+				if failed = each(t); failed != nil {
+					cancel()
+				}
 			}
 			continue
 		case <-tick.C:
@@ -150,7 +153,7 @@ func (v *view) show(t appliance.Task) {
 		v.say(v.a.stepText(t, t.Steps[v.steps]))
 	}
 	if v.steps < len(t.Steps) && !t.State.Ended() {
-		v.bar.show(func() string { return v.a.stepText(t, t.Steps[len(t.Steps)-1]) })
+		v.bar.show(func() string { return "  " + v.a.stepText(t, t.Steps[len(t.Steps)-1]) })
 	}
 }
 
@@ -176,15 +179,15 @@ func progressText(p *appliance.Progress) string {
 		text += fmt.Sprintf(", %s of %s", size(p.DoneBytes), size(p.TotalBytes))
 	}
 	if left := p.TotalBytes - p.DoneBytes; p.SecondsLeft > 0 && left > 0 {
-		text += fmt.Sprintf(", %s/s, about %s left", size(int64(float64(left)/p.SecondsLeft)), rest(p.SecondsLeft))
+		text += fmt.Sprintf(", %s/s, about %s left", size(int64(float64(left)/p.SecondsLeft)), rest(max(1, p.SecondsLeft)))
 	}
 	return text
 }
 
-// rest writes an estimate for people: it is not better than its digits.
+// rest writes a length of time that still changes.
 func rest(seconds float64) string {
 	if seconds < 100 {
-		return fmt.Sprintf("%d s", max(1, int(seconds+0.5)))
+		return fmt.Sprintf("%.0f s", seconds)
 	}
 	return span(time.Duration(seconds * float64(time.Second)))
 }

@@ -23,7 +23,8 @@ func (a *app) managerCommand() *cobra.Command {
 		RunE: a.withNode(func(c *cobra.Command, s api.Service, _ []string) error { return a.listManagers(c.Context(), s) }),
 	}
 	show := &cobra.Command{
-		Use: "show NAME", Short: "Log in to an engine and show what it says of itself", Args: exactly(1, "the manager's name"),
+		Use: "show NAME", Short: "Log in to an engine and show what it says of itself",
+		Args: exactly(1, "the manager's name"),
 		RunE: a.withNode(func(c *cobra.Command, s api.Service, args []string) error {
 			m, err := s.GetManager(c.Context(), args[0])
 			if err != nil {
@@ -33,7 +34,8 @@ func (a *app) managerCommand() *cobra.Command {
 		}),
 	}
 	rm := &cobra.Command{
-		Use: "rm NAME", Short: "Forget an engine and its password; nothing changes on the engine", Args: exactly(1, "the manager's name"),
+		Use: "rm NAME", Short: "Forget an engine and its password; nothing changes on the engine",
+		Args: exactly(1, "the manager's name"),
 		RunE: a.withNode(func(c *cobra.Command, s api.Service, args []string) error {
 			if err := s.RemoveManager(c.Context(), args[0]); err != nil {
 				return err
@@ -60,7 +62,8 @@ func (a *app) listManagers(ctx context.Context, s api.Service) error {
 	}
 	if err := a.print(list, func(w io.Writer) {
 		if len(list) == 0 {
-			fmt.Fprintln(w, "The node knows no engine yet. Add one with `holdfast manager add NAME --url URL --user USER@DOMAIN --password-file F`.")
+			fmt.Fprintln(w, "The node knows no engine yet. Add one with:")
+			fmt.Fprintln(w, "  holdfast manager add NAME --url URL --user USER@DOMAIN --password-file F")
 			return
 		}
 		fmt.Fprintln(w, "NAME\tURL\tUSER\tVERSION\tADDED")
@@ -70,7 +73,7 @@ func (a *app) listManagers(ctx context.Context, s api.Service) error {
 	}); err != nil {
 		return err
 	}
-	return a.incomplete(bad, "managers")
+	return a.incomplete(bad)
 }
 
 func (a *app) managerTable(w io.Writer, m appliance.Manager) {
@@ -92,9 +95,9 @@ func (a *app) addManagerCommand() *cobra.Command {
 	var m newManager
 	c := &cobra.Command{
 		Use: "add NAME --url URL --user USER@DOMAIN --password-file F", Short: "Make an oVirt engine known to the node",
-		Long: "Make an oVirt engine known to the node, under a NAME of your choice. The node logs in at once and keeps the password\n" +
-			"sealed. The engine must be the right one: name its certificate authority with --ca-file, or run the command without\n" +
-			"it first: it shows the authority's fingerprint, and the command that accepts it.",
+		Long: "Make an oVirt engine known to the node, under a NAME of your choice. The node logs in at once and keeps the\n" +
+			"password sealed. The engine must be the right one: name its certificate authority with --ca-file, or run the\n" +
+			"command without it first: it shows the authority's fingerprint, and the command that accepts it.",
 		Args: exactly(1, "a name for the manager"),
 		RunE: a.withNode(func(c *cobra.Command, s api.Service, args []string) error {
 			m.Name = args[0]
@@ -104,9 +107,9 @@ func (a *app) addManagerCommand() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&m.URL, "url", "", "the engine: engine.example.com, or https://engine.example.com/ovirt-engine/api")
 	f.StringVar(&m.User, "user", "", "user@domain: admin@internal; admin@ovirt@internalsso where Keycloak is in use")
-	f.StringVar(&m.passwordFile, "password-file", "", "file that holds the password and nothing else; asked for on a terminal if not given")
+	f.StringVar(&m.passwordFile, "password-file", "", "file that holds the password, and nothing else (default: ask, on a terminal)")
 	f.StringVar(&m.caFile, "ca-file", "", "file with the engine's certificate authority, in PEM form")
-	f.StringVar(&m.Fingerprint, "accept-fingerprint", "", "SHA-256 fingerprint that the engine's certificate authority must have")
+	f.StringVar(&m.Fingerprint, "accept-fingerprint", "", "SHA-256 that the engine's certificate authority must have")
 	return c
 }
 
@@ -152,13 +155,14 @@ func (a *app) unconfirmed(m newManager, err error) error {
 		words = append(words, "--password-file", m.passwordFile)
 	}
 	again := a.commandLine(append(words, "--accept-fingerprint", found)...)
-	a.note("The node does not know yet whether this engine is yours. The SHA-256 fingerprint of its certificate authority:")
+	a.note("The node does not know yet whether this engine is yours. The SHA-256 of its certificate authority:")
 	a.note("  " + found)
 	a.note("On the engine's own machine, this shows the right one (case and colons do not matter):")
 	a.note("  openssl x509 -in /etc/pki/ovirt-engine/ca.pem -noout -fingerprint -sha256")
 	a.note("If the two are the same, add the engine with:")
 	a.note("  " + again)
-	return errs.Text("add manager", m.Name, errs.Denied, "its fingerprint has to be confirmed first; nothing was added").
+	const why = "the engine's fingerprint has to be confirmed first; nothing was added"
+	return errs.Text("add manager", m.Name, errs.Denied, why).
 		WithNext("Compare the fingerprints as shown above. If they differ, do not go on: somebody may stand between.")
 }
 
@@ -189,9 +193,11 @@ func (a *app) password(ctx context.Context, m newManager) (string, error) {
 	}
 	switch {
 	case len(p) == 0:
-		return "", errs.Text(op, m.passwordFile, errs.Invalid, "the file is empty").WithNext("Write the password into it, and nothing else.")
+		return "", errs.Text(op, m.passwordFile, errs.Invalid, "the file is empty").
+			WithNext("Write the password into it, and nothing else.")
 	case bytes.ContainsAny(p, "\n\x00"):
-		return "", errs.Text(op, m.passwordFile, errs.Invalid, "the file holds more than one line").WithNext("Leave the password in it, and nothing else.")
+		return "", errs.Text(op, m.passwordFile, errs.Invalid, "the file holds more than one line").
+			WithNext("Leave the password in it, and nothing else.")
 	}
 	return string(p), nil
 }

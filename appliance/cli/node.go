@@ -20,7 +20,7 @@ import (
 type nodeFlag struct{ name, env, usage string }
 
 var nodeFlags = [...]nodeFlag{
-	{"node", "HOLDFAST_NODE", "node to ask: https://host:port, or the path of its socket (HOLDFAST_NODE; default: this machine's)"},
+	{"node", "HOLDFAST_NODE", "node to ask: https://host:port, or its socket's path (HOLDFAST_NODE; default: this machine's)"},
 	{"token-file", "HOLDFAST_TOKEN_FILE", "file with the token for a node on another machine (HOLDFAST_TOKEN_FILE)"},
 	{"node-ca-file", "HOLDFAST_NODE_CA", "file with the certificate to know that node by (HOLDFAST_NODE_CA)"},
 }
@@ -34,19 +34,22 @@ func (a *app) ofNode(c *cobra.Command) *cobra.Command {
 	return c
 }
 
+// runE is what a command does, as cobra wants it.
+type runE = func(c *cobra.Command, args []string) error
+
 // withNode makes a command's function of one that talks to a node.
-func (a *app) withNode(f func(c *cobra.Command, s api.Service, args []string) error) func(*cobra.Command, []string) error {
+func (a *app) withNode(f func(c *cobra.Command, s api.Service, args []string) error) runE {
 	return func(c *cobra.Command, args []string) error {
 		if a.Dial != nil {
 			s, err := a.Dial(a.nodeAt)
 			if err != nil {
-				return fromNode(err)
+				return err // of the command line or of a file on this machine
 			}
 			return fromNode(f(c, s, args))
 		}
 		s, err := client.Dial(a.nodeAt)
 		if err != nil {
-			return fromNode(err)
+			return err
 		}
 		defer s.Close()
 		return fromNode(f(c, s, args))
@@ -80,16 +83,16 @@ func quote(word string) string {
 
 // nodeNexts says what a person can do about a node's error that does not say it itself.
 var nodeNexts = [len(errs.Kinds)]string{
-	errs.Bug:         "This is a fault of Holdfast: please report these lines, with the node's log (journalctl -u holdfastd).",
+	errs.Bug:         "This is a fault of Holdfast: please report these lines and the node's log (journalctl -u holdfastd).",
 	errs.Invalid:     "Correct what the command was given; its --help says what it takes.",
-	errs.NotFound:    "Check the name: `holdfast vm list`, `holdfast session list` and `holdfast manager list` show what there is.",
+	errs.NotFound:    "Check the name: `holdfast vm list`, `holdfast session list`, `holdfast manager list` show what there is.",
 	errs.Exists:      "Choose another name, or remove what has it now.",
 	errs.Denied:      "Check the user, the password or the token, and what they are allowed to do.",
-	errs.Busy:        "See `holdfast task list` for what is at work, wait until it has ended, then run the same command again.",
-	errs.Transient:   "See in `holdfast task list` whether it began; if not, run the same command again. If that goes on, look at the network and at the other side.",
+	errs.Busy:        "See `holdfast task list` for what is at work; when it has ended, run the same command again.",
+	errs.Transient:   "Run the same command again; if that goes on, look at the network, and at what is named above.",
 	errs.Stale:       "Look again at what is there now, then run the command again.",
 	errs.NoSpace:     "Make room there, then run the same command again; what was backed up before is not affected.",
-	errs.Corrupt:     "Run `holdfast store verify` on the node, and look at the health of its disk.",
+	errs.Corrupt:     "Look at the node's log (journalctl -u holdfastd) and at its disk's health; run `holdfast store verify` there.",
 	errs.Unsupported: "This version, or this engine, cannot do that; docs/cli.md says what this version can.",
 	errs.Canceled:    "The node may have begun it before: see `holdfast task list`.",
 }
@@ -112,20 +115,23 @@ func fromNode(err error) error {
 	return &hinted{err, nodeNexts[errs.KindOf(err)]}
 }
 
-// incomplete reports what a list lacks: each problem on stderr, then the error that ends the command. what is what may
-// be missing.
-func (a *app) incomplete(problems []error, what string) error {
+// incomplete reports what a list lacks: each problem on stderr, then the error that ends the command.
+func (a *app) incomplete(problems []error) error {
 	if len(problems) == 0 {
 		return nil
 	}
+	next := ""
 	for _, err := range problems {
 		a.note("holdfast: " + plain(err.Error()))
+		if next == "" {
+			next = errs.NextStep(err)
+		}
 	}
-	next := errs.NextStep(problems[0])
 	if next == "" {
-		next = nodeNexts[errs.KindOf(problems[0])]
+		next = "Look at what is named above, then run the same command again."
 	}
-	return &partial{exitPartial, "the list is not complete: " + what + " are missing; those that could be asked for are above", next}
+	text := fmt.Sprintf("the list is not complete (%s, see above); what could be read is in it", count(int64(len(problems)), "problem"))
+	return &partial{exitPartial, text, next}
 }
 
 // find returns the ID that a text names: one of ids, or the beginning of exactly one. get asks the node for a thing by
@@ -238,6 +244,15 @@ func plain(s string) string {
 		}
 		return r
 	}, oneLine.Replace(s))
+}
+
+// cut shortens a text to so many letters.
+func cut(s string, n int) string {
+	r := []rune(s)
+	if len(r) <= n {
+		return s
+	}
+	return string(r[:n-1]) + "…"
 }
 
 // dash stands for what is not there in a table.

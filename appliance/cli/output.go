@@ -8,6 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 )
@@ -50,7 +51,8 @@ type progress struct {
 	every time.Duration
 	start time.Time
 	last  time.Time
-	shown int
+	shown int        // letters of the line that stands
+	width func() int // letters that a line has room for; 0 if that is not known
 	now   func() time.Time
 }
 
@@ -58,6 +60,10 @@ func (a *app) progress() *progress {
 	p := &progress{w: a.Stderr, every: 10 * time.Second, now: time.Now}
 	if f, ok := a.Stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		p.tty, p.every = true, 200*time.Millisecond
+		p.width = func() int {
+			width, _, _ := term.GetSize(int(f.Fd()))
+			return width
+		}
 	}
 	p.start = p.now()
 	p.last = p.start
@@ -76,8 +82,12 @@ func (p *progress) show(text func() string) {
 		fmt.Fprintln(p.w, s)
 		return
 	}
-	fmt.Fprintf(p.w, "\r%s%s", s, strings.Repeat(" ", max(0, p.shown-len(s))))
-	p.shown = len(s)
+	if room := p.width(); room > 1 {
+		s = cut(s, room-1) // a line that wraps cannot be written over
+	}
+	n := utf8.RuneCountInString(s)
+	fmt.Fprintf(p.w, "\r%s%s", s, strings.Repeat(" ", max(0, p.shown-n)))
+	p.shown = n
 }
 
 // done leaves the terminal's line clean.

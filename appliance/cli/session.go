@@ -18,12 +18,13 @@ func (a *app) restoreCommand() *cobra.Command {
 	var i api.InstantSpec
 	var wait bool
 	c := &cobra.Command{
-		Use: "instant VM[@WHEN]", Short: "Run a VM straight from its backup", Args: exactly(1, "a VM, with @ and the time of the point if it is not the newest"),
-		Long: "Run a VM straight from a restore point, within a minute or so: this node serves its disks, and the restore point is\n" +
-			"never changed. The new VM is one session; its disks can move to production storage while it runs\n" +
+		Use: "instant VM[@WHEN]", Short: "Run a VM straight from its backup",
+		Args: exactly(1, "a VM, with @ and the time of the point if it is not the newest"),
+		Long: "Run a VM straight from a restore point, without copying it first: the node serves its disks, and the restore\n" +
+			"point is never changed. The new VM is one session; its disks can move to production storage while it runs\n" +
 			"(--migrate-to now, or `holdfast session migrate` later).\n\n" +
-			"WHEN is latest (default), a time in UTC (2026-09-14, 2026-09-14T02, 2026-09-14T02:30: the newest point in it), or an\n" +
-			"age (-3d: the newest that is at least so old; m, h, d, w). A point's ID does as well.",
+			"WHEN is latest (default), a time in UTC (2026-09-14, 2026-09-14T02, 2026-09-14T02:30: the newest point in it),\n" +
+			"or an age (-3d: the newest that is at least so old; m, h, d, w). A point's ID does as well.",
 		RunE: a.withNode(func(c *cobra.Command, s api.Service, args []string) (err error) {
 			if i.Format != "" && i.Format != "qcow2" && i.Format != "raw" {
 				return usage(c.CommandPath(), "--format "+i.Format+": the format is qcow2 or raw")
@@ -37,8 +38,8 @@ func (a *app) restoreCommand() *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&i.Name, "name", "", "name of the new VM (default: the old one, with a suffix if that is taken)")
 	f.StringVar(&i.Cluster, "cluster", "", "cluster of the new VM, by name or ID (default: the old one)")
-	f.BoolVar(&i.PowerOn, "power-on", false, "start the VM")
-	f.StringVar(&i.MigrateTo, "migrate-to", "", "storage domain, by name or ID, that the disks move to as soon as the VM runs; it is started for that")
+	f.BoolVar(&i.PowerOn, "power-on", false, "start the VM; --migrate-to does that too")
+	f.StringVar(&i.MigrateTo, "migrate-to", "", "storage domain, by name or ID, to move the disks to as soon as the VM runs")
 	f.StringVar(&i.Format, "format", "qcow2", "how the disks are served: qcow2 or raw")
 	f.StringVar(&i.Manager, "manager", "", "the manager to restore to (default: the one the point came from)")
 	f.BoolVar(&wait, "wait", false, "wait until it has ended, and show how far it is")
@@ -93,7 +94,7 @@ func (a *app) sessionCommand() *cobra.Command {
 		Use: "list", Short: "List the VMs that run from their backups, newest last", Args: exactly(0, "no arguments"),
 		RunE: a.withNode(func(c *cobra.Command, s api.Service, _ []string) error { return a.listSessions(c.Context(), s, all) }),
 	}
-	list.Flags().BoolVar(&all, "all", false, "show all in the table, not only those that live and the newest that have ended; JSON has all in any case")
+	list.Flags().BoolVar(&all, "all", false, allUsage)
 	show := &cobra.Command{
 		Use: "show ID", Short: "Show a session: its VM, its disks, and where they are", Args: exactly(1, "a session's ID"),
 		RunE: a.withSession(func(ctx context.Context, s api.Service, id string) error {
@@ -105,7 +106,7 @@ func (a *app) sessionCommand() *cobra.Command {
 		}),
 	}
 	// after starts a task of a session and shows it.
-	after := func(start func(ctx context.Context, s api.Service, id string) (appliance.Task, error)) func(*cobra.Command, []string) error {
+	after := func(start func(ctx context.Context, s api.Service, id string) (appliance.Task, error)) runE {
 		return a.withSession(func(ctx context.Context, s api.Service, id string) error {
 			t, err := start(ctx, s, id)
 			if err != nil {
@@ -118,7 +119,8 @@ func (a *app) sessionCommand() *cobra.Command {
 		})
 	}
 	migrate := &cobra.Command{
-		Use: "migrate ID --to DOMAIN", Short: "Move a session's disks to production storage while the VM runs", Args: exactly(1, "a session's ID"),
+		Use: "migrate ID --to DOMAIN", Short: "Move a session's disks to production storage while the VM runs",
+		Args: exactly(1, "a session's ID"),
 		RunE: after(func(ctx context.Context, s api.Service, id string) (appliance.Task, error) {
 			return s.StartMigrate(ctx, id, to)
 		}),
@@ -126,9 +128,9 @@ func (a *app) sessionCommand() *cobra.Command {
 	migrate.Flags().StringVar(&to, "to", "", "storage domain, by name or ID (default: the one that was named before)")
 	release := &cobra.Command{
 		Use: "release ID", Short: "End a session: take away what was made for it", Args: exactly(1, "a session's ID"),
-		Long: "End a session: its storage domain and its disks on it are taken away from the engine, and nothing is served for it\n" +
-			"any more. A VM whose disks have moved stays as it is. While disks of the VM are still served, the session is only\n" +
-			"ended with --discard: the VM is stopped and removed, and what it wrote is lost. The restore point stays in any case.",
+		Long: "End a session: its storage domain, with what is left on it, is taken away from the engine, and nothing is\n" +
+			"served for it any more. A VM whose disks have moved stays as it is. While disks of the VM are still served, only\n" +
+			"--discard ends the session: the VM is stopped and removed, and what it wrote is lost. The restore point stays.",
 		RunE: after(func(ctx context.Context, s api.Service, id string) (appliance.Task, error) {
 			return s.StartRelease(ctx, id, discard)
 		}),
@@ -141,7 +143,7 @@ func (a *app) sessionCommand() *cobra.Command {
 }
 
 // withSession makes a command's function of one that works on the session that its argument names.
-func (a *app) withSession(f func(ctx context.Context, s api.Service, id string) error) func(*cobra.Command, []string) error {
+func (a *app) withSession(f func(ctx context.Context, s api.Service, id string) error) runE {
 	return a.withNode(func(c *cobra.Command, s api.Service, args []string) error {
 		id, err := findSession(c.Context(), s, args[0])
 		if err != nil {
@@ -162,7 +164,9 @@ func (a *app) listSessions(ctx context.Context, s api.Service, all bool) error {
 		return err
 	}
 	list = append([]appliance.Session{}, list...)
-	slices.SortStableFunc(list, func(x, y appliance.Session) int { return cmp.Or(x.Created.Compare(y.Created), cmp.Compare(x.ID, y.ID)) })
+	slices.SortStableFunc(list, func(x, y appliance.Session) int {
+		return cmp.Or(x.Created.Compare(y.Created), cmp.Compare(x.ID, y.ID))
+	})
 	ids := make([]string, len(list))
 	for i, x := range list {
 		ids[i] = x.ID
@@ -177,6 +181,7 @@ func (a *app) listSessions(ctx context.Context, s api.Service, all bool) error {
 			return
 		}
 		fmt.Fprintln(w, "SESSION\tSTATE\tVM\tOF\tMANAGER\tCREATED\tWRITTEN\tMIGRATED")
+		digits := shortest(ids)
 		for _, x := range shown {
 			var written int64
 			moved := 0
@@ -186,8 +191,8 @@ func (a *app) listSessions(ctx context.Context, s api.Service, all bool) error {
 					moved++
 				}
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d of %d\n", short(x.ID, shortest(ids)), dash(string(x.State)), dash(x.VM), dash(x.SourceVM),
-				dash(x.Manager), a.local(x.Created), size(written), moved, len(x.Disks))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d of %d\n", short(x.ID, digits), dash(string(x.State)),
+				dash(x.VM), dash(x.SourceVM), dash(x.Manager), a.local(x.Created), size(written), moved, len(x.Disks))
 		}
 	}); err != nil {
 		return err
@@ -208,30 +213,24 @@ func (a *app) sessionTable(w io.Writer, s appliance.Session) {
 	fmt.Fprintf(w, "Created\t%s\n", a.local(s.Created))
 	fmt.Fprintf(w, "Task\t%s\n", dash(s.Task))
 	for _, d := range s.Disks {
-		where := "served by this node"
+		where := "served by the node"
 		if d.Migrated {
 			where = "migrated"
 		} else if over(s) {
 			where = "not served any more"
 		}
-		fmt.Fprintf(w, "Disk %d\t%s %s, %s; %s read, %s written\n", d.Number, size(d.SizeBytes), dash(d.Format), where, size(d.ReadBytes), size(d.DirtyBytes))
+		fmt.Fprintf(w, "Disk %d\t%s %s, %s; %s read, %s written\n",
+			d.Number, size(d.SizeBytes), dash(d.Format), where, size(d.ReadBytes), size(d.DirtyBytes))
 	}
-	if p := s.Problem; p != nil {
-		fmt.Fprintf(w, "What failed\t%s\n", dash(p.Title))
-		fmt.Fprintf(w, "Why\t%s\n", dash(p.Cause))
-		if p.Cleaned != "" {
-			fmt.Fprintf(w, "Cleaned up\t%s\n", plain(p.Cleaned))
-		}
-		if p.Remedy != "" {
-			fmt.Fprintf(w, "What to do\t%s\n", plain(p.Remedy))
-		}
-	}
+	problemTable(w, s.Problem)
 }
 
 // summary tells people what came of a task that succeeded, and what there is to do next.
 func (a *app) summary(ctx context.Context, w io.Writer, s api.Service, t appliance.Task) {
 	if t.Session == "" {
+		fmt.Fprintf(w, "VM\t%s\n", dash(t.Subject))
 		resultTable(w, t)
+		fmt.Fprintf(w, "Took\t%s\n", a.took(t))
 		return
 	}
 	if t.Kind == appliance.TaskRelease {
@@ -243,18 +242,21 @@ func (a *app) summary(ctx context.Context, w io.Writer, s api.Service, t applian
 		fmt.Fprintf(w, "Session %s: %s has succeeded.\n", t.Session, taskName(t))
 		return
 	}
-	migrate, release := a.commandLine("session", "migrate", x.ID, "--to", "DOMAIN"), a.commandLine("session", "release", x.ID)
+	migrate := a.commandLine("session", "migrate", x.ID, "--to", "DOMAIN")
+	release := a.commandLine("session", "release", x.ID)
 	switch {
 	case x.State == appliance.SessionRunning:
-		fmt.Fprintf(w, "VM %s stands on its backup, in session %s. What it writes lies on this node until its disks have moved.\n", plain(x.VM), x.ID)
+		fmt.Fprintf(w, "VM %s is ready: its disks are served from the backup, in session %s.\n", plain(x.VM), x.ID)
+		fmt.Fprintln(w, "What it writes stays on the node until its disks have moved.")
 		fmt.Fprintf(w, "Move them to production storage: %s\n", migrate)
 		fmt.Fprintf(w, "Or give the VM up: %s --discard\n", release)
 	case x.State == appliance.SessionMigrated:
-		fmt.Fprintf(w, "The disks of VM %s are on %s now; this node serves none of them any more.\n", plain(x.VM), dash(x.MigrateTo))
+		fmt.Fprintf(w, "The disks of VM %s are on %s now; the node serves none of them any more.\n",
+			plain(x.VM), dash(x.MigrateTo))
 		fmt.Fprintf(w, "End the session: %s\n", release)
 	case x.State == appliance.SessionReleased && x.MigrateTo != "":
-		fmt.Fprintf(w, "VM %s runs, and its disks are on %s. Session %s is over: nothing of it is left on the engine or on the node.\n",
-			plain(x.VM), plain(x.MigrateTo), x.ID)
+		fmt.Fprintf(w, "VM %s runs, and its disks are on %s.\n", plain(x.VM), plain(x.MigrateTo))
+		fmt.Fprintf(w, "Session %s is over: nothing of it is left on the engine or on the node.\n", x.ID)
 	default:
 		a.sessionTable(w, x)
 	}

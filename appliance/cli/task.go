@@ -19,13 +19,15 @@ import (
 // shownEnded is how many ended tasks or sessions a table shows without --all; they are kept for good.
 const shownEnded = 20
 
+const allUsage = "show all in the table, not only the newest of those that have ended; JSON always has all"
+
 func (a *app) taskCommand() *cobra.Command {
 	var all bool
 	list := &cobra.Command{
 		Use: "list", Short: "List what the node does and did, newest last", Args: exactly(0, "no arguments"),
 		RunE: a.withNode(func(c *cobra.Command, s api.Service, _ []string) error { return a.listTasks(c.Context(), s, all) }),
 	}
-	list.Flags().BoolVar(&all, "all", false, "show all in the table, not only those that run and the newest that have ended; JSON has all in any case")
+	list.Flags().BoolVar(&all, "all", false, allUsage)
 	show := &cobra.Command{
 		Use: "show ID", Short: "Show a task: its steps, notes, result or problem", Args: exactly(1, "a task's ID"),
 		RunE: a.withTask(func(ctx context.Context, s api.Service, id string) error {
@@ -38,20 +40,21 @@ func (a *app) taskCommand() *cobra.Command {
 	}
 	watch := &cobra.Command{
 		Use: "watch ID", Short: "Follow a task until it has ended", Args: exactly(1, "a task's ID"),
-		Long: "Follow a task until it has ended. With -o json each change is one line: the task as it is then. The exit code is that\n" +
-			"of the task. Ctrl-C ends the watching, not the task.",
+		Long: "Follow a task until it has ended. With -o json each change is one line: the task as it is then. The exit code\n" +
+			"is that of the task. Ctrl-C ends the watching, not the task.",
 		RunE: a.withTask(func(ctx context.Context, s api.Service, id string) error { return a.watchTask(ctx, s, id) }),
 	}
 	cancel := &cobra.Command{
 		Use: "cancel ID", Short: "Ask a task to end", Args: exactly(1, "a task's ID"),
-		Long: "Ask a task to end. What it began is undone first, which may take a while; a VM that runs from its backup is not stopped.",
+		Long: "Ask a task to end. What it began is undone first, which may take a while: an instant restore that is not ready\n" +
+			"is taken apart again. A VM whose migration is canceled goes on running; what has not moved goes on being served.",
 		RunE: a.withTask(func(ctx context.Context, s api.Service, id string) error { return a.cancelTask(ctx, s, id) }),
 	}
 	return group("task", "Look at what the node does and did", list, show, watch, cancel)
 }
 
 // withTask makes a command's function of one that works on the task that its argument names.
-func (a *app) withTask(f func(ctx context.Context, s api.Service, id string) error) func(*cobra.Command, []string) error {
+func (a *app) withTask(f func(ctx context.Context, s api.Service, id string) error) runE {
 	return a.withNode(func(c *cobra.Command, s api.Service, args []string) error {
 		id, err := findTask(c.Context(), s, args[0])
 		if err != nil {
@@ -67,7 +70,9 @@ func (a *app) listTasks(ctx context.Context, s api.Service, all bool) error {
 		return err
 	}
 	list = append([]appliance.Task{}, list...)
-	slices.SortStableFunc(list, func(x, y appliance.Task) int { return cmp.Or(x.Started.Compare(y.Started), cmp.Compare(x.ID, y.ID)) })
+	slices.SortStableFunc(list, func(x, y appliance.Task) int {
+		return cmp.Or(x.Started.Compare(y.Started), cmp.Compare(x.ID, y.ID))
+	})
 	ids := make([]string, len(list))
 	for i, t := range list {
 		ids[i] = t.ID
@@ -82,9 +87,10 @@ func (a *app) listTasks(ctx context.Context, s api.Service, all bool) error {
 			return
 		}
 		fmt.Fprintln(w, "TASK\tKIND\tVM\tSTATE\tSTARTED\tTOOK\tDETAIL")
+		digits := shortest(ids)
 		for _, t := range shown {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-				short(t.ID, shortest(ids)), dash(string(t.Kind)), dash(t.Subject), dash(string(t.State)), a.local(t.Started), a.took(t), taskDetail(t))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", short(t.ID, digits), dash(string(t.Kind)),
+				dash(t.Subject), dash(string(t.State)), a.local(t.Started), a.took(t), taskDetail(t))
 		}
 	}); err != nil {
 		return err
@@ -127,7 +133,7 @@ func (a *app) took(t appliance.Task) string {
 func taskDetail(t appliance.Task) string {
 	switch {
 	case t.Problem != nil:
-		return dash(t.Problem.Cause)
+		return cut(dash(t.Problem.Cause), 60)
 	case len(t.Steps) == 0 || t.State.Ended():
 		return "-"
 	case t.Progress != nil:
@@ -136,9 +142,18 @@ func taskDetail(t appliance.Task) string {
 	return plain(t.Steps[len(t.Steps)-1].Name)
 }
 
+// kindNames are the kinds of tasks in sentences.
+var kindNames = map[appliance.TaskKind]string{
+	appliance.TaskBackup: "backup", appliance.TaskInstant: "instant restore",
+	appliance.TaskMigrate: "migration", appliance.TaskRelease: "release",
+}
+
 // taskName says what a task is about: "backup of web".
 func taskName(t appliance.Task) string {
-	name := dash(string(t.Kind))
+	name := kindNames[t.Kind]
+	if name == "" {
+		name = "task " + plain(string(t.Kind)) // of a newer node
+	}
 	if t.Subject != "" {
 		name += " of " + plain(t.Subject)
 	}
@@ -166,15 +181,21 @@ func (a *app) taskTable(w io.Writer, t appliance.Task) {
 		fmt.Fprintf(w, "Note\t%s\n", plain(n))
 	}
 	resultTable(w, t)
-	if p := t.Problem; p != nil {
-		fmt.Fprintf(w, "What failed\t%s\n", dash(p.Title))
-		fmt.Fprintf(w, "Why\t%s\n", dash(p.Cause))
-		if p.Cleaned != "" {
-			fmt.Fprintf(w, "Cleaned up\t%s\n", plain(p.Cleaned))
-		}
-		if p.Remedy != "" {
-			fmt.Fprintf(w, "What to do\t%s\n", plain(p.Remedy))
-		}
+	problemTable(w, t.Problem)
+}
+
+// problemTable writes what went wrong, if anything did.
+func problemTable(w io.Writer, p *appliance.Problem) {
+	if p == nil {
+		return
+	}
+	fmt.Fprintf(w, "What failed\t%s\n", dash(p.Title))
+	fmt.Fprintf(w, "Why\t%s\n", dash(p.Cause))
+	if p.Cleaned != "" {
+		fmt.Fprintf(w, "Cleaned up\t%s\n", plain(p.Cleaned))
+	}
+	if p.Remedy != "" {
+		fmt.Fprintf(w, "What to do\t%s\n", plain(p.Remedy))
 	}
 }
 
@@ -189,7 +210,7 @@ func (a *app) stepText(t appliance.Task, s appliance.Step) string {
 	case t.Progress != nil:
 		text += ": " + progressText(t.Progress)
 	default:
-		text += ": " + span(max(0, a.Now().Sub(s.Started))) + " so far"
+		text += ": " + rest(max(0, a.Now().Sub(s.Started)).Seconds()) + " so far"
 	}
 	if s.Detail != "" {
 		text += " (" + plain(s.Detail) + ")"

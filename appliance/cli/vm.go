@@ -15,11 +15,13 @@ import (
 
 func (a *app) vmCommand() *cobra.Command {
 	list := &cobra.Command{
-		Use: "list", Short: "List the VMs of all engines, and those that only the store knows", Args: exactly(0, "no arguments"),
+		Use: "list", Short: "List the VMs of all engines, and those that only the store knows",
+		Args: exactly(0, "no arguments"),
 		RunE: a.withNode(func(c *cobra.Command, s api.Service, _ []string) error { return a.listVMs(c.Context(), s) }),
 	}
 	show := &cobra.Command{
-		Use: "show VM", Short: "Show a VM, its disks, and what of it cannot be backed up", Args: exactly(1, "a VM, by name or ID"),
+		Use: "show VM", Short: "Show a VM, its disks, and what of it cannot be backed up",
+		Args: exactly(1, "a VM, by name or ID"),
 		RunE: a.withNode(func(c *cobra.Command, s api.Service, args []string) error {
 			v, err := s.GetVM(c.Context(), args[0])
 			if err != nil {
@@ -50,12 +52,13 @@ func (a *app) listVMs(ctx context.Context, s api.Service) error {
 			if v.Newest != nil {
 				newest = a.local(v.Newest.Time)
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n", plain(v.Name), dash(v.Manager), dash(v.Status), v.Points, newest, dash(v.ID))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\n",
+				plain(v.Name), dash(v.Manager), dash(v.Status), v.Points, newest, dash(v.ID))
 		}
 	}); err != nil {
 		return err
 	}
-	return a.incomplete(bad, "VMs")
+	return a.incomplete(bad)
 }
 
 func (a *app) vmTable(w io.Writer, v appliance.VM) {
@@ -77,14 +80,14 @@ func (a *app) vmTable(w io.Writer, v appliance.VM) {
 		fmt.Fprintf(w, "Newest point\t%s, of %s\n", v.Newest.Point, a.local(v.Newest.Time))
 	}
 	for _, d := range v.Disks {
-		changes := "changes are not tracked: every backup reads all of it"
-		if d.CBT {
-			changes = "changes are tracked"
+		state := "changes are not tracked: every backup reads all of it"
+		switch {
+		case d.Hole != "":
+			state = "NOT BACKED UP: " + plain(d.Hole)
+		case d.CBT:
+			state = "changes are tracked"
 		}
-		fmt.Fprintf(w, "Disk %s\t%s, %s, %s\n", dash(d.Alias), size(d.SizeBytes), dash(d.Format), changes)
-		if d.Hole != "" {
-			fmt.Fprintf(w, "  NOT BACKED UP\t%s\n", plain(d.Hole))
-		}
+		fmt.Fprintf(w, "Disk %s\t%s %s; %s\n", dash(d.Alias), size(d.SizeBytes), dash(d.Format), state)
 	}
 }
 
@@ -93,8 +96,8 @@ func (a *app) backupCommand() *cobra.Command {
 	var wait bool
 	run := &cobra.Command{
 		Use: "run VM", Short: "Back a VM up, now", Args: exactly(1, "a VM, by name or ID"),
-		Long: "Back a VM up, now. What did not change since its newest restore point is not read again, if the engine can tell\n" +
-			"what did. The backup is a task of the node's: without --wait, and after Ctrl-C, it goes on by itself.",
+		Long: "Back a VM up, now. What did not change since its newest restore point is not read again, if the engine can\n" +
+			"tell what did. The backup is a task of the node's: without --wait, and after Ctrl-C, it goes on by itself.",
 		RunE: a.withNode(func(c *cobra.Command, s api.Service, args []string) error {
 			if !slices.Contains([]string{"auto", "cbt"}, b.Strategy) {
 				return usage(c.CommandPath(), "--strategy "+b.Strategy+": the strategy is auto or cbt")
