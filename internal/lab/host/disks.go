@@ -15,6 +15,13 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/lab/qemu"
 )
 
+// Whom an NFS server sees when a VM reads its disk: on an oVirt host qemu is qemu:qemu and also of the group kvm, to which
+// vdsm's files belong. qemu's NFS client sends one group only, so it is the one that counts.
+const (
+	qemuUser  = 107
+	vdsmGroup = 36
+)
+
 // formatOf is qemu's name of a disk's format.
 func formatOf(d engine.DiskPlace) string {
 	if d.Format == "raw" {
@@ -44,6 +51,7 @@ func (h *Host) node(ctx context.Context, d engine.DiskPlace, name string) (qemu.
 	if err != nil {
 		return nil, err
 	}
+	file["user"], file["group"] = qemuUser, vdsmGroup
 	return qemu.FormatNode(name, formatOf(d), file), nil
 }
 

@@ -129,7 +129,7 @@ func TestDomainsOnNFSGoToExportsAndLocalOnesDoNot(t *testing.T) {
 		t.Errorf("a disk that was found is at %+v, error %v", place, err)
 	}
 	node, err := h.node(ctx, place, "disk0")
-	if got := node.Image(); err != nil || !strings.Contains(got, `"driver":"nfs"`) || !strings.Contains(got, "/sd/volume") || node.Format() != "qcow2" {
+	if got := node.Image(); err != nil || !strings.Contains(got, `"driver":"nfs"`) || !strings.Contains(got, `"user":107`) || !strings.Contains(got, "/sd/volume") || node.Format() != "qcow2" {
 		t.Errorf("the disk's node is %s, error %v", got, err)
 	}
 	if err := h.RemoveDisk(ctx, place); err != nil {
