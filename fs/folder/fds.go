@@ -113,7 +113,8 @@ func (s *fds) drop(of *openFile) {
 	}
 }
 
-// forget takes the file of a node that is gone out of the list and returns it to be closed, unless its users will do so.
+// forget takes the file of a node that is gone out of the list and returns it to be closed, unless its users will do
+// that.
 func (s *fds) forget(f *file) *openFile {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -196,8 +196,10 @@ func (f *file) NextHole(ctx context.Context, off int64) (int64, error) {
 }
 
 // seek asks the system, or the stream, or answers plain for a stream that knows no holes.
-func (f *file) seek(ctx context.Context, off int64, whence int,
-	ask func(fs.HoleFinder, context.Context, int64) (int64, error), plain func(off, size int64) int64) (at int64, err error) {
+func (f *file) seek(
+	ctx context.Context, off int64, whence int,
+	ask func(fs.HoleFinder, context.Context, int64) (int64, error), plain func(off, size int64) int64,
+) (at int64, err error) {
 	s, err := f.begin(ctx, off)
 	if err != nil {
 		return 0, err

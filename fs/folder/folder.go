@@ -30,15 +30,16 @@
 // Attributes: owner, group and mode are what clients set, the files on disk belong to the daemon; what came with the
 // folder shows its real mode and 36:36. Modification times are the file's own. Change times strictly grow, and begin
 // anew at every opening: clients then trust nothing that they remember. A cookie is the ID of the node (a further name
-// of one file in the same folder has a number of its own, which a restart changes). At most 65536 names, all in memory; at
-// most 64 folders deep; at most 64 open files between calls.
+// of one file in the same folder has a number of its own, which a restart changes).
+//
+// Bounds: 65536 names, all in memory; 64 folders deep; 64 files open between calls.
 //
 // Concurrency. Lock order: life, setting (one per node), changing, mu, attrs (one per node), fds.mu. Changes run one
 // at a time (changing) and hold mu only to show their result, so that reading and writing never wait for the sync of a
 // change. Streams are called without any lock but, for a truncation, setting.
 //
 // The bytes on disk: docs/format/folder.md. Tested with the suite in fs/fstest, over restarts, with a fault at every
-// system call, kill -9 of a child, and libnfs through nfsd.
+// system call, kill -9 of a child, crowds of goroutines, and (in nfsd) libnfs and qemu as clients.
 package folder
 
 import (
@@ -68,7 +69,7 @@ const (
 // Options say how a tree is opened.
 type Options struct {
 	Logger *slog.Logger                            // nil is silent
-	Space  func(context.Context) (fs.Space, error) // answers Tree.Space; nil asks the folder's file system
+	Space  func(context.Context) (fs.Space, error) // answers Tree.Space; nil asks the file system
 
 	hook func(op, name string) error // tests: called before every change of the disk; an error is what comes of it
 }

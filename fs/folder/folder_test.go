@@ -2,6 +2,7 @@ package folder
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -181,7 +182,26 @@ func (r tree) is(id fs.ID, path, content string) {
 }
 
 func TestSuite(t *testing.T) {
-	fstest.Test(t, func(t *testing.T) fs.Tree { return openTree(t, newDir(t)).Tree })
+	fstest.Test(t, func(t *testing.T) fs.Tree { return openTree(t, memoryDir(t)).Tree })
+}
+
+// TestSuiteOnDisk checks the laws of reading where files lie in blocks, and one tree with real syncs is enough.
+func TestSuiteOnDisk(t *testing.T) {
+	r := openTree(t, newDir(t))
+	r.mkdir("sub")
+	long := r.file("long", strings.Repeat("0123456789abcdef", 1<<16)+"odd")
+	r.ok("link", r.root.Link(ctx, long, "twin"))
+	sparse := r.file("sub/sparse", "head")
+	r.ok("write", sparse.WriteAt(ctx, []byte("middle"), 100<<20+3, true))
+	r.ok("truncate", sparse.truncate(ctx, 200<<20))
+	r.graft("disk", "sub/disk", newImage(strings.Repeat("disk", 5000)))
+	for i := range 30 {
+		r.file(fmt.Sprint("sub/", i), "")
+	}
+	if a := r.attr(sparse); a.Used == 0 || a.Used > 1<<20 || a.Size != 200<<20 {
+		t.Errorf("the sparse file: %+v", a)
+	}
+	fstest.TestReadOnly(t, func(*testing.T) fs.Tree { return r.Tree })
 }
 
 func TestSpaceOfTheDisk(t *testing.T) {
@@ -191,7 +211,8 @@ func TestSpaceOfTheDisk(t *testing.T) {
 	}
 	defer tr.Close()
 	s, err := tr.Space(ctx)
-	if err != nil || s.TotalBytes < 1<<20 || s.FreeBytes < 0 || s.FreeBytes > s.TotalBytes || s.TotalFiles != maxNames || s.FreeFiles <= 0 {
+	if err != nil || s.TotalBytes < 1<<20 || s.FreeBytes < 0 || s.FreeBytes > s.TotalBytes || s.TotalFiles != maxNames ||
+		s.FreeFiles <= 0 {
 		t.Errorf("space %+v, %v", s, err)
 	}
 }

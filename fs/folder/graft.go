@@ -39,10 +39,10 @@ func (a *attached) figures() (size, used int64) {
 	return size, min(used, size)
 }
 
-// Graft serves a file from s. The key names the graft for ever: the first time its file is made at path, slash-separated
-// below the root, in a folder that exists; an empty file that lies there is taken. Later the file is where clients have
-// moved it, and path does not matter. used tells the bytes of storage beneath the stream, nil none; if the stream is an
-// fs.Sizer, that is added.
+// Graft serves a file from s. The key names the graft for ever: the first time its file is made at path, which has
+// slashes and begins below the root, in a folder that exists; an empty file that lies there is taken. Later the file is
+// where clients have moved it, and path does not matter. used tells the bytes of storage beneath the stream, nil none;
+// if the stream is an fs.Sizer, that is added.
 //
 // errs.Stale: a client has removed the file, perhaps before a restart. errs.Exists: something else lies at path, or the
 // graft has its stream. The tree does not close s.
@@ -210,8 +210,8 @@ func (t *Tree) Grafts() []GraftInfo {
 	return all
 }
 
-// followGrafts notes where grafts have been moved. It is for people only, so a failure is no more than logged. The caller
-// holds changing.
+// followGrafts notes where grafts have been moved. It is for people only, so a failure is no more than logged. The
+// caller holds changing.
 func (t *Tree) followGrafts() {
 	moved := false
 	for i, g := range t.side.record.Grafts {

@@ -94,7 +94,8 @@ func TestGraftIsServedFromItsStream(t *testing.T) {
 	}
 	f := r.node("images/vol").(*file)
 	a := r.attr(f)
-	if a.Size != 10 || a.Used != 7 || a.Perm != 0o660 || a.UID != fs.OwnerID || a.Nlink != 1 || a.Kind != fs.KindFile || !f.Bulk() {
+	if a.Size != 10 || a.Used != 7 || a.Perm != 0o660 || a.UID != fs.OwnerID || a.Nlink != 1 || a.Kind != fs.KindFile ||
+		!f.Bulk() {
 		t.Errorf("attributes %+v", a)
 	}
 	r.ok("write", f.WriteAt(ctx, []byte("ab"), 9, false))

@@ -42,8 +42,8 @@ func child(dir, task string) int {
 	}
 }
 
-// childRound makes a file, writes it, moves it over one that is there, and lets a graft come and, in every second round,
-// go. IDs are told as soon as they are known.
+// childRound makes a file, writes it, moves it over one that is there, and lets a graft come and, in every second
+// round, go. IDs are told as soon as they are known.
 func childRound(r tree, n int) error {
 	name := fmt.Sprint("f", n)
 	f, err := r.root.Create(ctx, name, fs.CreateExclusive, fs.SetAttr{}, [8]byte{byte(n)})

@@ -3,9 +3,11 @@ package folder
 import (
 	"bytes"
 	"encoding/hex"
+	"os"
 	"testing"
 
 	"github.com/holdfast-backup/holdfast/fs"
+	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
 // The examples of docs/format/folder.md. They must stay readable for ever.
@@ -40,6 +42,17 @@ func TestMarkVectors(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestNoAttributes: a file system without them is named as what it is.
+func TestNoAttributes(t *testing.T) {
+	f, err := os.Open("/proc/version")
+	must(t, err)
+	defer f.Close()
+	_, _, err = readMark(f)
+	if wantKind(t, "read mark", err, errs.Unsupported); errs.NextStep(err) == "" {
+		t.Error("nobody is told what to do")
 	}
 }
 

@@ -125,63 +125,69 @@ func TestDepth(t *testing.T) {
 	}
 }
 
-// TestWhatOpenRefuses damages folders in the ways that hands and tools do.
+// copyMarked copies a file with its mark, as cp -a does.
+func copyMarked(t *testing.T, from, to string) {
+	t.Helper()
+	b := make([]byte, 400)
+	n, err := unix.Lgetxattr(from, markName, b)
+	must(t, err)
+	writeFile(t, to, "copy")
+	must(t, unix.Lsetxattr(to, markName, b[:n], 0))
+}
+
+func rewrite(t *testing.T, name string, f func(string) string) {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	must(t, err)
+	writeFile(t, name, f(string(b)))
+}
+
+// damages are what hands and tools do to folders, and what Open says of it.
+var damages = []struct {
+	name string
+	do   func(t *testing.T, dir, record string)
+	kind errs.Kind
+}{
+	{"record gone", func(t *testing.T, _, record string) { must(t, os.Remove(record)) }, errs.Corrupt},
+	{"record damaged", func(t *testing.T, _, record string) {
+		rewrite(t, record, func(s string) string { return strings.Replace(s, `"next":`, `"next":1`, 1) })
+	}, errs.Corrupt},
+	{"record cut", func(t *testing.T, _, record string) { must(t, os.Truncate(record, 10)) }, errs.Corrupt},
+	{"record of a later version", func(t *testing.T, _, record string) {
+		text := `{"version":2}`
+		writeFile(t, record, text+"\n"+recordSum(text)+"\n")
+	}, errs.Unsupported},
+	{"record of the first day", func(t *testing.T, _, record string) {
+		rewrite(t, record, func(s string) string {
+			text, _, _ := strings.Cut(s, "\n")
+			text = strings.Replace(text, `"next":1026`, `"next":3`, 1)
+			return text + "\n" + recordSum(text) + "\n"
+		})
+	}, errs.Corrupt},
+	{"root without its mark", func(t *testing.T, dir, _ string) {
+		must(t, unix.Removexattr(dir, markName))
+	}, errs.Corrupt},
+	{"mark of another version", func(t *testing.T, dir, _ string) {
+		must(t, unix.Setxattr(dir+"/f", markName, make([]byte, markLen), 0))
+	}, errs.Unsupported},
+	{"mark cut", func(t *testing.T, dir, _ string) {
+		must(t, unix.Setxattr(dir+"/f", markName, []byte{1, 1}, 0))
+	}, errs.Corrupt},
+	{"file copied with its mark", func(t *testing.T, dir, _ string) {
+		copyMarked(t, dir+"/f", dir+"/d/copy")
+	}, errs.Corrupt},
+	{"graft copied with its mark", func(t *testing.T, dir, _ string) {
+		copyMarked(t, dir+"/vol", dir+"/copy")
+	}, errs.Corrupt},
+	{"folder's mark on a file", func(t *testing.T, dir, _ string) {
+		copyMarked(t, dir+"/d", dir+"/copy")
+		must(t, os.Remove(dir+"/d"))
+	}, errs.Corrupt},
+	{"no folder", func(t *testing.T, dir, _ string) { must(t, os.RemoveAll(dir)) }, errs.NotFound},
+}
+
 func TestWhatOpenRefuses(t *testing.T) {
-	cp := func(t *testing.T, from, to string) { // with the mark, as cp -a does
-		t.Helper()
-		b := make([]byte, 400)
-		n, err := unix.Lgetxattr(from, markName, b)
-		if err != nil {
-			t.Fatal(err)
-		}
-		writeFile(t, to, "copy")
-		if err := unix.Lsetxattr(to, markName, b[:n], 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	rewrite := func(t *testing.T, name string, f func(string) string) {
-		t.Helper()
-		b, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		writeFile(t, name, f(string(b)))
-	}
-	for _, c := range []struct {
-		name   string
-		damage func(t *testing.T, dir, record string)
-		kind   errs.Kind
-	}{
-		{"record gone", func(t *testing.T, _, record string) { must(t, os.Remove(record)) }, errs.Corrupt},
-		{"record damaged", func(t *testing.T, _, record string) {
-			rewrite(t, record, func(s string) string { return strings.Replace(s, `"next":`, `"next":1`, 1) })
-		}, errs.Corrupt},
-		{"record cut", func(t *testing.T, _, record string) { must(t, os.Truncate(record, 10)) }, errs.Corrupt},
-		{"record of a later version", func(t *testing.T, _, record string) {
-			text := `{"version":2}`
-			writeFile(t, record, text+"\n"+recordSum(text)+"\n")
-		}, errs.Unsupported},
-		{"record of the first day", func(t *testing.T, _, record string) {
-			rewrite(t, record, func(s string) string {
-				text, _, _ := strings.Cut(s, "\n")
-				text = strings.Replace(text, `"next":1026`, `"next":3`, 1)
-				return text + "\n" + recordSum(text) + "\n"
-			})
-		}, errs.Corrupt},
-		{"root without its mark", func(t *testing.T, dir, _ string) { must(t, unix.Removexattr(dir, markName)) }, errs.Corrupt},
-		{"mark damaged", func(t *testing.T, dir, _ string) {
-			must(t, unix.Setxattr(dir+"/f", markName, make([]byte, markLen), 0))
-		}, errs.Unsupported},
-		{"mark cut", func(t *testing.T, dir, _ string) { must(t, unix.Setxattr(dir+"/f", markName, []byte{1, 1}, 0)) }, errs.Corrupt},
-		{"file copied with its mark", func(t *testing.T, dir, _ string) { cp(t, dir+"/f", dir+"/d/copy") }, errs.Corrupt},
-		{"graft copied with its mark", func(t *testing.T, dir, _ string) { cp(t, dir+"/vol", dir+"/copy") }, errs.Corrupt},
-		{"folder's mark on a file", func(t *testing.T, dir, _ string) {
-			cp(t, dir+"/d", dir+"/copy")
-			must(t, os.Remove(dir+"/d"))
-		}, errs.Corrupt},
-		{"no folder", func(t *testing.T, dir, _ string) { must(t, os.RemoveAll(dir)) }, errs.NotFound},
-		{"nothing", func(*testing.T, string, string) {}, errs.Bug},
-	} {
+	for _, c := range damages {
 		t.Run(c.name, func(t *testing.T) {
 			r := openTree(t, newDir(t))
 			r.file("f", "x")
@@ -189,14 +195,10 @@ func TestWhatOpenRefuses(t *testing.T) {
 			r.graft("disk1", "vol", newImage("one"))
 			_, err := Open(r.path, Options{})
 			wantKind(t, "a second opener", err, errs.Busy)
+			r = r.again() // undamaged it opens
 			r.ok("close", r.Close())
-			c.damage(t, r.path, r.path+sideSuffix+"/"+recordName)
-			again, err := Open(r.path, Options{})
-			if c.kind == errs.Bug {
-				must(t, err)
-				must(t, again.Close())
-				return
-			}
+			c.do(t, r.path, r.path+sideSuffix+"/"+recordName)
+			_, err = Open(r.path, Options{})
 			wantKind(t, "open", err, c.kind)
 		})
 	}

@@ -108,7 +108,9 @@ func writeFile(t *testing.T, name, content string) {
 func TestAttributesOutliveTheTree(t *testing.T) {
 	r := openTree(t, newDir(t))
 	when := time.Unix(1_700_000_000, 123456789)
-	set := fs.SetAttr{Perm: new(uint32(0)), UID: new(uint32(5)), GID: new(uint32(6)), Atime: &when, Mtime: new(when.Add(time.Hour))}
+	set := fs.SetAttr{
+		Perm: new(uint32(0)), UID: new(uint32(5)), GID: new(uint32(6)), Atime: &when, Mtime: new(when.Add(time.Hour)),
+	}
 	_, err := r.root.Symlink(ctx, "link", "../elsewhere", fs.SetAttr{})
 	r.ok("symlink", err)
 	before := map[string]fs.Attr{}
@@ -119,7 +121,8 @@ func TestAttributesOutliveTheTree(t *testing.T) {
 	for _, name := range []string{"file", "dir", "link"} {
 		before[name] = r.attr(r.node(name))
 	}
-	made, err := r.root.Create(ctx, "made", fs.CreateGuarded, fs.SetAttr{Perm: new(uint32(0o640)), Size: new(int64(5000)), Mtime: &when}, [8]byte{})
+	set = fs.SetAttr{Perm: new(uint32(0o640)), Size: new(int64(5000)), Mtime: &when}
+	made, err := r.root.Create(ctx, "made", fs.CreateGuarded, set, [8]byte{})
 	r.ok("create", err)
 	if a := r.attr(made); a.Perm != 0o640 || a.Size != 5000 || !a.Mtime.Equal(when) {
 		t.Errorf("made with attributes: %+v", a)

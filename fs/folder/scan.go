@@ -61,7 +61,8 @@ func (n *node) separate() error {
 // scanDir reads what lies in a folder. names is the way there.
 func (t *Tree) scanDir(f *os.File, d *dir, names []string) error {
 	if len(names) > maxDepth {
-		return errs.Text("read folder", path.Join(names...), errs.Unsupported, fmt.Sprintf("more than %d folders deep", maxDepth))
+		return errs.Text("read folder", path.Join(names...), errs.Unsupported,
+			fmt.Sprintf("more than %d folders deep", maxDepth))
 	}
 	in, err := t.openAt(f, ".", unix.O_RDONLY|unix.O_DIRECTORY) // with a reading position of its own
 	if err != nil {
@@ -107,7 +108,8 @@ func (t *Tree) scanName(in *os.File, d *dir, names []string) error {
 		t.hide(d, names, "not made by this tree, in the place of a disk's file")
 		return nil
 	}
-	t.last.Store(max(t.last.Load(), time.Unix(st.Ctim.Unix()).UnixNano())) // change times grow, even if the clock was set back
+	// Change times grow, even if the clock was set back.
+	t.last.Store(max(t.last.Load(), time.Unix(st.Ctim.Unix()).UnixNano()))
 	e := &entry{name: name, cookie: uint64(n.ID()), in: d, node: n}
 	n.base().names = append(n.base().names, e)
 	d.add(e)
@@ -150,7 +152,8 @@ func (t *Tree) known(f *os.File, st *unix.Stat_t, names []string) (anyNode, erro
 			return old, nil
 		}
 		if uint64(m.id) >= t.next.Load() {
-			return nil, errs.Text("read mark", f.Name(), errs.Corrupt, "the ID was not given out yet: the folder's record is older than the folder")
+			return nil, errs.Text("read mark", f.Name(), errs.Corrupt,
+				"the ID was not given out yet: the folder's record is older than the folder")
 		}
 	} else if m, err = t.mark(f, st, len(names) == 0); err != nil {
 		return nil, err
@@ -163,7 +166,8 @@ func (t *Tree) known(f *os.File, st *unix.Stat_t, names []string) (anyNode, erro
 // mark gives an ID to a file that came with the folder.
 func (t *Tree) mark(f *os.File, st *unix.Stat_t, root bool) (mark, error) {
 	m := mark{
-		kind: fs.KindFile, tree: t.side.record.Tree, id: rootID, perm: uint32(st.Mode) & 0o7777, uid: fs.OwnerID, gid: fs.OwnerID,
+		kind: fs.KindFile, tree: t.side.record.Tree, id: rootID,
+		perm: uint32(st.Mode) & 0o7777, uid: fs.OwnerID, gid: fs.OwnerID,
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		m.kind = fs.KindDir

@@ -83,10 +83,8 @@ func openSide(name string) (_ *side, err error) {
 	} else if err != nil {
 		return nil, os.NewSyscallError("flock", err)
 	}
-	if s.stage, err = os.OpenFile(path.Join(name, stageName), os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err != nil {
-		return nil, err
-	}
-	return s, nil
+	s.stage, err = os.OpenFile(path.Join(name, stageName), os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	return s, err
 }
 
 func (s *side) close() error {
@@ -117,7 +115,8 @@ func (s *side) load() (bool, error) {
 		return false, errs.New("read record", name, errs.Corrupt, err)
 	}
 	if s.record.Version != recordVersion {
-		return false, errs.Text("read record", name, errs.Unsupported, fmt.Sprintf("version %d is not known", s.record.Version))
+		return false, errs.Text("read record", name, errs.Unsupported,
+			fmt.Sprintf("version %d is not known", s.record.Version))
 	}
 	if s.record.Next <= rootID || s.record.Next > 1<<62 {
 		return false, errs.Text("read record", name, errs.Corrupt, "the next ID makes no sense")

@@ -81,7 +81,8 @@ func (t *Tree) setTimes(f *os.File, set fs.SetAttr) error {
 func (t *Tree) openAt(in *os.File, name string, flags int) (*os.File, error) {
 	fd := -1
 	err := t.use("open", name, func() (err error) {
-		fd, err = unix.Openat(int(in.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0o600)
+		flags |= unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
+		fd, err = unix.Openat(int(in.Fd()), name, flags, 0o600)
 		return err
 	})
 	if err != nil {
@@ -148,7 +149,8 @@ func (t *Tree) openOnce(n *node, flags int) (*os.File, error) {
 	}
 	st, err := t.statOf(f)
 	if err == nil && (st.Ino != n.ino || st.Dev != t.side.dev) {
-		err = errs.Text("open", f.Name(), errs.Corrupt, "another file lies in its place: the folder was changed from outside")
+		err = errs.Text("open", f.Name(), errs.Corrupt,
+			"another file lies in its place: the folder was changed from outside")
 	}
 	if err != nil {
 		_ = f.Close()

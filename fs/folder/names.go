@@ -208,3 +208,54 @@ func (t *Tree) syncBoth(a, b *os.File) error {
 	}
 	return errors.Join(err, t.sync(b))
 }
+
+// Link implements fs.Maker.
+func (d *dir) Link(ctx context.Context, target fs.Node, name string) error {
+	return d.alterNames(ctx, name, func() error {
+		n, ok := target.(anyNode)
+		switch {
+		case !ok || n.base().t != d.t:
+			return fs.StatusCrossDevice
+		case n.base().kind == fs.KindDir:
+			return fs.StatusIsDir
+		case n.base().gone.Load():
+			return fs.StatusStale
+		}
+		if err := d.room(name); err != nil {
+			return err
+		}
+		return d.linkTo(ctx, n, name)
+	})
+}
+
+// linkTo gives a node one more name. The caller holds changing.
+func (d *dir) linkTo(ctx context.Context, n anyNode, name string) error {
+	t := d.t
+	cookie, err := d.cookieFor(n)
+	if err != nil {
+		return err
+	}
+	old := n.base().names[0]
+	from, err := t.openDir(ctx, old.in)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := t.openDir(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if err := t.link(from, old.name, to, name); err != nil {
+		return err
+	}
+	err = t.sync(to)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := &entry{name: name, cookie: cookie, in: d, node: n}
+	n.base().names = append(n.base().names, e)
+	d.add(e)
+	d.touch(true)
+	n.base().touch(false)
+	return err
+}
