@@ -127,7 +127,7 @@ func (d *dir) search(cookie uint64) (int, bool) {
 	return slices.BinarySearchFunc(d.order, cookie, func(e *entry, c uint64) int { return cmp.Compare(e.cookie, c) })
 }
 
-// add puts an entry into its folder. If its cookie is taken, by another name of the same file, the scan sees to it
+// add puts an entry into its folder. That its cookie may be taken, by another name of the same file, the scan sees to
 // later and everybody else beforehand.
 func (d *dir) add(e *entry) {
 	d.t.names++

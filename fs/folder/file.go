@@ -50,6 +50,9 @@ func (f *file) begin(ctx context.Context, off int64) (*attached, error) {
 	if a := f.stream.Load(); a != nil {
 		return a, nil
 	}
+	if f.gone.Load() { // since it was asked above
+		return nil, fs.StatusStale
+	}
 	return nil, fs.StatusDelay
 }
 

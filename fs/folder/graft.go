@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 
@@ -48,8 +49,8 @@ func (a *attached) figures() (size, used int64) {
 // graft has its stream. The tree does not close s.
 func (t *Tree) Graft(key, path string, s fs.WritableStream, used func() int64) error {
 	const op = "graft"
-	if key == "" || len(key) > maxKey {
-		return errs.Text(op, path, errs.Invalid, "a key has 1 to 128 bytes")
+	if key == "" || len(key) > maxKey || !utf8.ValidString(key) {
+		return errs.Text(op, path, errs.Invalid, "a key is a text of 1 to 128 bytes")
 	}
 	if s == nil {
 		return errs.Text(op, path, errs.Invalid, "there is no stream")

@@ -139,7 +139,7 @@ func TestGraftRefusals(t *testing.T) {
 		key, path string
 		k         errs.Kind
 	}{
-		{"", "x", errs.Invalid}, {strings.Repeat("k", maxKey+1), "x", errs.Invalid}, {"k", "no/x", errs.NotFound},
+		{"", "x", errs.Invalid}, {"\xff", "x", errs.Invalid}, {strings.Repeat("k", maxKey+1), "x", errs.Invalid}, {"k", "no/x", errs.NotFound},
 		{"k", "full", errs.Exists}, {"k", "d", errs.Exists},
 	} {
 		wantKind(t, c.key+" at "+c.path, r.Graft(c.key, c.path, newImage(""), nil), c.k)

@@ -58,6 +58,7 @@ func (d *dir) unname(ctx context.Context, e *entry, flags int) error {
 	d.touch(true)
 	d.t.mu.Unlock()
 	of.end()
+	d.t.followGrafts()
 	return err
 }
 

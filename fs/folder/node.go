@@ -24,7 +24,8 @@ type node struct {
 	t    *Tree
 	id   fs.ID
 	kind fs.Kind
-	ino  uint64 // on the tree's device
+	ino  uint64
+	dev  uint64 // the tree's device, but for files on an overlay file system
 
 	gone    atomic.Bool   // has no name any more; written under Tree.mu
 	names   []*entry      // guarded by Tree.mu; a folder has one, the root none
@@ -45,7 +46,8 @@ type entry struct {
 
 // init fills in a new node from what is on disk.
 func (n *node) init(t *Tree, m mark, st *unix.Stat_t) {
-	n.t, n.id, n.kind, n.ino, n.mark, n.setting = t, m.id, m.kind, st.Ino, m, make(chan struct{}, 1)
+	n.t, n.id, n.kind, n.mark, n.setting = t, m.id, m.kind, m, make(chan struct{}, 1)
+	n.ino, n.dev = st.Ino, st.Dev
 	n.atime, n.mtime, n.ctime = time.Unix(st.Atim.Unix()), time.Unix(st.Mtim.Unix()), t.now()
 }
 

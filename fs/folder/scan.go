@@ -91,7 +91,7 @@ func (t *Tree) scanName(in *os.File, d *dir, names []string) error {
 		return err
 	}
 	format := st.Mode & unix.S_IFMT
-	if format != unix.S_IFREG && format != unix.S_IFDIR || st.Dev != t.side.dev {
+	if format != unix.S_IFREG && (format != unix.S_IFDIR || st.Dev != t.side.dev) {
 		t.hide(d, names, "neither a file nor a folder of this file system")
 		return nil
 	}

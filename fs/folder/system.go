@@ -148,7 +148,7 @@ func (t *Tree) openOnce(n *node, flags int) (*os.File, error) {
 		return nil, err
 	}
 	st, err := t.statOf(f)
-	if err == nil && (st.Ino != n.ino || st.Dev != t.side.dev) {
+	if err == nil && (st.Ino != n.ino || st.Dev != n.dev) {
 		err = errs.Text("open", f.Name(), errs.Corrupt,
 			"another file lies in its place: the folder was changed from outside")
 	}
