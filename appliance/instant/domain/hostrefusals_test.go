@@ -94,8 +94,8 @@ func TestAHostRefuses(t *testing.T) {
 		{"volume that qemu cannot write", perm(cowFile, 0o640), "scan", errs.Denied, "StorageDomainAccessError, 0640"},
 		{"block domain", meta("TYPE", "ISCSI"), "probe", errs.Invalid, "StorageDomainTypeError, TYPE=ISCSI"},
 		{"other folder's metadata", meta("SDUUID", cow.Disk), "probe", errs.Corrupt, "InvalidMetadata, SDUUID="},
-		{"raw volume of another size", resize(rawFile, diskSize-4096), "scan", errs.Invalid, "VolumeSizeError, CAP=67108864, 67104768"},
-		{"qcow2 of another size", poke(cowFile, 30, 1), "scan", errs.Corrupt, "VolumeSizeError, CAP=67108864"},
+		{"raw volume of another size", resize(rawFile, diskSize-4096), "scan", errs.Invalid, "VolumeSizeError, CAP=1048576, 1044480"},
+		{"qcow2 of another size", poke(cowFile, 30, 1), "scan", errs.Corrupt, "VolumeSizeError, CAP=1048576"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -30,7 +30,7 @@ import (
 const (
 	exportPath = "/ir/test"
 	poolID     = "5849b030-626e-47cb-ad90-3ce782d831b3"
-	diskSize   = 64 << 20
+	diskSize   = 1 << 20
 )
 
 // cow and raw are the disks of the example.

@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"sync"
 	"syscall"
@@ -59,10 +61,11 @@ func newClient(w where, timeout time.Duration) *client {
 	return c
 }
 
+// request is what the helper is asked; its member data, if any, is sent behind it.
 type request map[string]any
 
-// call does one request as vdsm and reads the answer into answer, which may be nil. Errors carry a syscall.Errno when the
-// server or libnfs gave one.
+// call does one request as vdsm and reads the answer into answer, which may be nil; for a *[]byte it takes the bytes that
+// follow. Errors carry a syscall.Errno when the server or libnfs gave one.
 func (c *client) call(ctx context.Context, r request, answer any) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -143,15 +146,15 @@ func (c *client) start(ctx context.Context) error {
 
 // exchange writes a request and reads its answer. A child that did not answer in time is killed.
 func (c *client) exchange(ctx context.Context, r request, answer any) error {
-	line, err := json.Marshal(r)
+	message, err := r.encode()
 	if err != nil {
 		return errs.Wrap("ask", "the NFS client", err)
 	}
 	stop := endWith(ctx, c.stdin, c.stdout)
 	defer stop()
-	_, err = c.stdin.Write(append(line, '\n'))
-	if err == nil {
-		line, err = c.answers.ReadBytes('\n')
+	var line, data []byte
+	if _, err = c.stdin.Write(message); err == nil {
+		line, data, err = c.answer()
 	}
 	if err != nil {
 		said := c.process.Tail()
@@ -161,7 +164,31 @@ func (c *client) exchange(ctx context.Context, r request, answer any) error {
 		}
 		return errs.New("ask", "the NFS client", errs.Bug, fmt.Errorf("%w; it said: %s", err, said))
 	}
-	return decode(r, line, answer)
+	return decode(r, line, data, answer)
+}
+
+func (r request) encode() ([]byte, error) {
+	line := maps.Clone(r)
+	data, _ := line["data"].([]byte)
+	if delete(line, "data"); data != nil {
+		line["bytes"] = len(data)
+	}
+	message, err := json.Marshal(line)
+	return append(append(message, '\n'), data...), err
+}
+
+// answer reads an answer, and the bytes that follow it.
+func (c *client) answer() (line, data []byte, err error) {
+	if line, err = c.answers.ReadBytes('\n'); err != nil {
+		return nil, nil, err
+	}
+	var follow struct{ Bytes int }
+	if err := json.Unmarshal(line, &follow); err != nil {
+		return nil, nil, err
+	}
+	data = make([]byte, follow.Bytes)
+	_, err = io.ReadFull(c.answers, data)
+	return line, data, err
 }
 
 // endWith makes reads and writes of pipes fail when ctx ends, until stop is called.
@@ -184,7 +211,7 @@ func endWith(ctx context.Context, pipes ...*os.File) (stop func()) {
 	}
 }
 
-func decode(r request, line []byte, answer any) error {
+func decode(r request, line, data []byte, answer any) error {
 	var failed struct {
 		Errno *int
 		Error string
@@ -195,7 +222,11 @@ func decode(r request, line []byte, answer any) error {
 	if failed.Errno != nil {
 		return &ioError{op: fmt.Sprint(r["op"]), path: fmt.Sprint(r["path"]), errno: syscall.Errno(*failed.Errno), said: failed.Error}
 	}
-	if answer == nil {
+	switch p := answer.(type) {
+	case nil:
+		return nil
+	case *[]byte:
+		*p = data
 		return nil
 	}
 	return errs.Wrap("read the answer of", "the NFS client", json.Unmarshal(line, answer))

@@ -2,7 +2,6 @@ package nfsdomain
 
 import (
 	"context"
-	"encoding/base64"
 	"path"
 )
 
@@ -38,19 +37,14 @@ func (c *client) names(ctx context.Context, dir string) ([]string, error) {
 }
 
 // read reads up to n bytes at off; it is short only at the end of the file.
-func (c *client) read(ctx context.Context, file string, off int64, n int) ([]byte, error) {
-	var answer struct{ Data string }
-	err := c.call(ctx, request{"op": "read", "path": rooted(file), "offset": off, "count": n}, &answer)
-	if err != nil {
-		return nil, err
-	}
-	return base64.StdEncoding.DecodeString(answer.Data)
+func (c *client) read(ctx context.Context, file string, off int64, n int) (p []byte, err error) {
+	err = c.call(ctx, request{"op": "read", "path": rooted(file), "offset": off, "count": n}, &p)
+	return p, err
 }
 
 // write writes durably.
 func (c *client) write(ctx context.Context, file string, off int64, p []byte) error {
-	return c.call(ctx, request{"op": "write", "path": rooted(file), "offset": off,
-		"data": base64.StdEncoding.EncodeToString(p)}, nil)
+	return c.call(ctx, request{"op": "write", "path": rooted(file), "offset": off, "data": p}, nil)
 }
 
 func (c *client) create(ctx context.Context, file string, mode int, exclusive bool) error {

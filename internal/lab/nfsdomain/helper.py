@@ -1,12 +1,13 @@
 """An NFS v3 client for a program that has none: it takes one request a line from its standard input, does it with libnfs, and
-answers with one line. A request and an answer are JSON objects; bytes are base64.
+answers with one line. A request and an answer are JSON objects; a member "bytes" says how many bytes follow the line.
 
-  {"op": "stat", "path": "/a"}        -> {"size": 1, ...}
-  what failed                         -> {"errno": 2, "error": "what libnfs says"}
+  {"op": "stat", "path": "/a"}                           -> {"size": 1, ...}
+  {"op": "read", "path": "/a", "offset": 0, "count": 9}  -> {"bytes": 1}, and a byte
+  {"op": "write", "path": "/a", "offset": 0, "bytes": 1} and a byte -> {}
+  what failed                                            -> {"errno": 2, "error": "what libnfs says"}
 
 Requests are done one after the other. Whoever started this program bounds their time, and kills it when they hang.
 """
-import base64
 import ctypes
 import errno
 import json
@@ -134,12 +135,11 @@ class Mount:
             if n == -errno.EFAULT:  # libnfs 4 keeps to itself with which of its errors the server refused a read
                 raise Failure(errno.EIO, "the server refused the read")
             self.check(n)
-            return {"data": base64.b64encode(buffer.raw[:n]).decode()}
+            return ctypes.string_at(buffer, n)
         finally:
             self.close(f)
 
     def op_write(self, path, offset, data):
-        data = base64.b64decode(data)
         f = self.opened(path, O_RDWR | O_SYNC)
         try:
             done = 0
@@ -194,6 +194,8 @@ mounts = {}
 def do(request):
     op = request.pop("op")
     who = request.pop("as", "vdsm")
+    if "bytes" in request:
+        request["data"] = sys.stdin.buffer.read(request.pop("bytes"))
     if op == "mount":
         mounts[who] = Mount(**request)
         return None
@@ -201,11 +203,14 @@ def do(request):
 
 
 for line in sys.stdin.buffer:
+    data = b""
     try:
         answer = do(json.loads(line)) or {}
+        if isinstance(answer, bytes):
+            answer, data = {"bytes": len(answer)}, answer
     except Failure as e:
         answer = {"errno": e.number, "error": str(e)}
     except Exception as e:  # a mistake of this program's, told where it is read
         answer = {"errno": 0, "error": "%s: %s" % (type(e).__name__, e)}
-    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + data)
     sys.stdout.flush()

@@ -19,10 +19,11 @@ const (
 // membership is a host's life in a domain's lockspace: from taking its slot until it gives it back. A goroutine renews
 // the sign of life; it ends with stop.
 type membership struct {
-	h    *Host
-	d    *domain
-	quit context.CancelFunc
-	done chan struct{}
+	h          *Host
+	d          *domain
+	generation uint64 // how often the slot was taken
+	quit       context.CancelFunc
+	done       chan struct{}
 
 	mu     sync.Mutex // guards what follows; never held during a request
 	slot   leader     // as last written
@@ -42,8 +43,9 @@ func (h *Host) enter(ctx context.Context, d *domain) (*membership, error) {
 		return nil, refusal(errs.Busy, "CannotAcquireHostId", idsFile,
 			fmt.Sprintf("the slot of host id %d was taken by %q", h.o.HostID, text48(old.Name)))
 	}
+	m.generation = old.Generation + 1
 	m.slot = slotOf(d.id)
-	m.slot.Owner, m.slot.Generation, m.slot.Name = uint64(h.o.HostID), old.Generation+1, name48(h.o.HostName)
+	m.slot.Owner, m.slot.Generation, m.slot.Name = uint64(h.o.HostID), m.generation, name48(h.o.HostName)
 	if err := m.sign(ctx, uint64(time.Now().Unix())); err != nil {
 		return nil, err
 	}

@@ -54,12 +54,12 @@ func (m *membership) acquire(ctx context.Context, l lease) (dblock, error) {
 		return dblock{}, err
 	}
 	now := uint64(time.Now().Unix())
-	mine.Bal, mine.Inp, mine.InpGen, mine.InpTime = mine.MBal, host, m.slot.Generation, now
+	mine.Bal, mine.Inp, mine.InpGen, mine.InpTime = mine.MBal, host, m.generation, now
 	if err := m.vote(ctx, l, mine); err != nil {
 		return dblock{}, err
 	}
-	head.Owner, head.Generation, head.Lver, head.Timestamp = host, m.slot.Generation, mine.Lver, now
-	head.WriteID, head.WriteGen, head.WriteTime = host, m.slot.Generation, now
+	head.Owner, head.Generation, head.Lver, head.Timestamp = host, m.generation, mine.Lver, now
+	head.WriteID, head.WriteGen, head.WriteTime = host, m.generation, now
 	return mine, m.d.nfs.write(ctx, m.d.path(l.file), l.at, head.sector())
 }
 
