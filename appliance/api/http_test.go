@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -189,6 +190,19 @@ func TestPanic(t *testing.T) {
 	if resp := ask(h, "GET", "/api/v1/managers", ""); resp.StatusCode != 200 {
 		t.Errorf("after the panic: %s", resp.Status)
 	}
+}
+
+// TestHalfAnAnswer: what cannot be written to its end breaks the connection, so that nobody takes the half for all of it.
+func TestHalfAnAnswer(t *testing.T) {
+	s := &apitest.Service{}
+	s.Change(appliance.Task{ID: "t", Result: map[string]any{"ratio": math.NaN()}})
+	h, _ := newHandler(t, s)
+	defer func() {
+		if p := recover(); p != http.ErrAbortHandler {
+			t.Errorf("the end was %v", p)
+		}
+	}()
+	t.Errorf("answered with %s", ask(h, "GET", "/api/v1/tasks/t", "").Status)
 }
 
 // TestLog: who asked for what is in the log, what may be secret is not; failures that need a person are.

@@ -203,6 +203,7 @@ func TestEndOfEndlessRequests(t *testing.T) {
 	s, err := listen(t, api.Listeners{Socket: filepath.Join(t.TempDir(), "s")}, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		close(entered)
 		<-r.Context().Done()
+		<-time.After(200 * time.Millisecond) // as long as it takes to put things away
 		left = true
 	}))
 	if err != nil {

@@ -94,9 +94,7 @@ func (p *ProblemDetails) Err() *errs.Error {
 func problems(op string, all []error) []appliance.Problem {
 	out := make([]appliance.Problem, 0, len(all))
 	for _, err := range all {
-		p := task.ProblemOf(asError(op, err))
-		p.Remedy = errs.NextStep(err)
-		out = append(out, *p)
+		out = append(out, *task.ProblemOf(asError(op, err)))
 	}
 	return out
 }

@@ -144,11 +144,17 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 	if err != nil {
 		return nil, c.unreachable(ctx, err)
 	}
-	if resp.StatusCode < 300 {
+	if resp.StatusCode < 300 && ours(resp) {
 		return resp, nil
 	}
 	defer resp.Body.Close()
 	return nil, c.refused(resp)
+}
+
+// ours tells whether a success looks like one of a node's. A web page is none, even if it comes with the right status.
+func ours(resp *http.Response) bool {
+	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	return kind == "application/json" || kind == "text/event-stream" || kind == "" && resp.ContentLength == 0
 }
 
 // refused makes an error of an answer that is no success.

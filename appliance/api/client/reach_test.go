@@ -130,10 +130,14 @@ func TestForeignServers(t *testing.T) {
 		}
 		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked++; h(w, r) })}
 		go func() { _ = srv.Serve(ln) }()
-		_, err = dial(t, client.Options{Node: path}).ListManagers(t.Context())
+		c := dial(t, client.Options{Node: path})
+		_, err = c.ListManagers(t.Context())
+		removed := c.RemoveManager(t.Context(), "x")
 		_ = srv.Close()
-		if !errs.Is(err, errs.Bug) || errs.NextStep(err) == "" || asked != 1 {
-			t.Errorf("%s: %v after %d requests", name, err, asked)
+		for _, err := range []error{err, removed} {
+			if !errs.Is(err, errs.Bug) || errs.NextStep(err) == "" || asked != 2 {
+				t.Errorf("%s: %v after %d requests", name, err, asked)
+			}
 		}
 	}
 }
