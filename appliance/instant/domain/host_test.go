@@ -43,6 +43,17 @@ func TestAHostTakesTheDomain(t *testing.T) {
 	if !bytes.Contains(attached, []byte("\nPOOL_UUID="+poolID+"\n")) {
 		t.Errorf("metadata of an attached domain:\n%s", attached)
 	}
+	// The same export once more changes nothing; another one with the same domain is refused.
+	if info, err = h.ProbeDomain(t.Context(), spec.RemotePath, options); err != nil || info.Pool != poolID {
+		t.Errorf("found again: %+v, %v", info, err)
+	}
+	if _, generation, at := slot(t, tree, 1); generation != 2 || at == 0 {
+		t.Errorf("the host's slot has generation %d at %d", generation, at)
+	}
+	elsewhere, _ := serve(t, tree, "127.0.0.1:0")
+	if _, err := h.ProbeDomain(t.Context(), spec.RemotePath, elsewhere); !errs.Is(err, errs.Exists) {
+		t.Errorf("the same domain elsewhere: %v", err)
+	}
 	end(t, h, tree, spec.UUID)
 }
 

@@ -3,6 +3,7 @@ package domain_test
 import (
 	"encoding/binary"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/nfsdomain"
 	"github.com/holdfast-backup/holdfast/internal/lab/parts"
+	"github.com/holdfast-backup/holdfast/nfsd"
 )
 
 // TestMountsThatFail: a host says why it could not connect.
@@ -24,10 +26,14 @@ func TestMountsThatFail(t *testing.T) {
 	options, _ := serve(t, fstest.NewMemory(fstest.MemoryOptions{}), "127.0.0.1:0")
 	closed, stop := serve(t, fstest.NewMemory(fstest.MemoryOptions{}), "127.0.0.1:0")
 	stop()
-	foreign, _ := serveTo(t, fstest.NewMemory(fstest.MemoryOptions{}), "127.0.0.1:0", "10.0.0.0/8")
+	foreign, _ := serveAs(t, "127.0.0.1:0", nfsd.Export{Tree: fstest.NewMemory(fstest.MemoryOptions{}),
+		Allow: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
+	frozen, _ := serveAs(t, "127.0.0.1:0", nfsd.Export{Tree: fstest.NewMemory(fstest.MemoryOptions{}), ReadOnly: true})
 	for _, c := range []struct{ name, export, options, words string }{
 		{"no such export", "127.0.0.1:/ir/other", options, "MountError 127.0.0.1:/ir/other"},
 		{"not allowed", "127.0.0.1:" + exportPath, foreign, "MountError 127.0.0.1:" + exportPath},
+		{"read-only", "127.0.0.1:" + exportPath, frozen, "StorageServerAccessPermissionError 127.0.0.1:" + exportPath +
+			": vdsm (uid 36, gid 36) may not read, write and search"},
 		{"nobody there", "127.0.0.1:" + exportPath, closed, "127.0.0.1:" + exportPath},
 		{"version", "127.0.0.1:" + exportPath, options + ",nfsvers=4.2", "MountError 127.0.0.1:" + exportPath + ": Protocol not supported"},
 		{"no path", "127.0.0.1", options, "MountError 127.0.0.1: it is not address:/path"},

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -35,7 +36,13 @@ func TestTheProductsOwnTree(t *testing.T) {
 	needParts(t)
 	if os.Getenv(insideEnv) == "1" {
 		upLoopback(t)
-		testProduct(t)
+		mapper, err := portmap.Listen(t.Context(), "127.0.0.1:111", nfsd.PortmapEntries(2049))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer mapper.Close()
+		t.Run("life", testProduct)
+		t.Run("qemu-img refuses", testQemuRefuses)
 		return
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestTheProductsOwnTree$", "-test.v")
@@ -168,11 +175,6 @@ func testProduct(t *testing.T) {
 	for i := range spec.Volumes {
 		spec.Volumes[i].Size = 64 << 20
 	}
-	mapper, err := portmap.Listen(t.Context(), "127.0.0.1:111", nfsd.PortmapEntries(2049))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer mapper.Close()
 	s := openSession(t, dir, spec)
 	h := newHost(t, nfsdomain.Options{Renew: 50 * time.Millisecond, Timeout: 3 * time.Second})
 	// Without options: all the ports come from the port mapper. qemu-img looks into the image too, for the ports are right.
@@ -205,6 +207,19 @@ func testProduct(t *testing.T) {
 	s.close(t)
 	if _, err := os.Stat(filepath.Join(dir, "root", spec.UUID)); !errors.Is(err, iofs.ErrNotExist) {
 		t.Errorf("after a format the domain is on the disk: %v", err)
+	}
+}
+
+// testQemuRefuses: qemu-img looks deeper into an image than its header's first fields.
+func testQemuRefuses(t *testing.T) {
+	dir, spec := write(t)
+	m := load(t, dir)
+	poke(cowFile, 47, 1)(t, m) // the place of the L1 table
+	_, stop := serve(t, m, "127.0.0.1:2049")
+	defer stop()
+	step, _, err := use(t, newHost(t, nfsdomain.Options{}), "port=2049,mountport=2049", spec)
+	if step != "scan" || err == nil || !strings.Contains(err.Error(), "QImgError images/"+cow.Disk) {
+		t.Errorf("step %q, error %v", step, err)
 	}
 }
 

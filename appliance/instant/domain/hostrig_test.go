@@ -147,18 +147,21 @@ func read(t *testing.T, tree fs.Tree, name string) []byte {
 // serve serves a tree on a port of its own and returns the options by which a host finds it.
 func serve(t *testing.T, tree fs.Tree, addr string) (options string, stop func()) {
 	t.Helper()
-	return serveTo(t, tree, addr, "127.0.0.0/8")
+	return serveAs(t, addr, nfsd.Export{Tree: tree})
 }
 
-// serveTo serves for clients of one network only.
-func serveTo(t *testing.T, tree fs.Tree, addr, clients string) (options string, stop func()) {
+// serveAs serves an export at the example's path; for clients on this machine, unless it says otherwise.
+func serveAs(t *testing.T, addr string, e nfsd.Export) (options string, stop func()) {
 	t.Helper()
 	s, err := nfsd.New(nfsd.Options{Key: []byte("a key of the tests, always the same")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	allow := []netip.Prefix{netip.MustParsePrefix(clients)}
-	if err := s.Add(nfsd.Export{Path: exportPath, ID: 1, Tree: tree, Allow: allow}); err != nil {
+	e.Path, e.ID = exportPath, 1
+	if e.Allow == nil {
+		e.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	}
+	if err := s.Add(e); err != nil {
 		t.Fatal(err)
 	}
 	ln, err := net.Listen("tcp", addr)
