@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -41,7 +42,8 @@ type daemon struct {
 	c       *config.Config
 	log     *slog.Logger
 	version string
-	catalog disk.Disk // of the node's catalog; nil for the real one
+	catalog disk.Disk     // of the node's catalog; nil for the real one
+	poll    time.Duration // between two looks at an engine; 0 for the default
 	reader  *chunkstore.Reader
 	store   *chunkstore.Store // nil if nothing is written
 	nfs     *nfsd.Server      // nil if nothing is served
@@ -81,7 +83,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	port := d.listen.Addr().(*net.TCPAddr).AddrPort().Port()
 	d.node, err = NewNode(ctx, NodeOptions{
 		Store: d.store, State: d.c.State, NFS: d.nfs, Allow: d.c.NFS.Allow, Address: d.c.NFS.Address, Port: port, Logger: d.log,
-		Disk: d.catalog,
+		Disk: d.catalog, Poll: d.poll,
 	})
 	return err
 }
