@@ -89,7 +89,9 @@ func (a *app) root() *cobra.Command {
 		Use:   "holdfast",
 		Short: "Backups of oVirt machines that are disks at once",
 		Long: "Holdfast keeps disks in a deduplicating store, where every restore point is a full image,\n" +
-			"and shows them as files over NFS and FUSE, so that a machine can run from its backup.",
+			"and shows them as files over NFS and FUSE, so that a machine can run from its backup.\n\n" +
+			"Commands on a store (--store): init, disk, point, mount, store, recover.\n" +
+			"Commands to a node, the daemon holdfastd (--node): manager, vm, backup, restore, session, task.",
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if a.output != "table" && a.output != "json" {
