@@ -19,6 +19,7 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/bench"
 	"github.com/holdfast-backup/holdfast/internal/lab/debian"
+	"github.com/holdfast-backup/holdfast/internal/lab/imageio"
 	"github.com/holdfast-backup/holdfast/internal/lab/netns"
 	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 	"github.com/holdfast-backup/holdfast/internal/lab/scenario"
@@ -89,27 +90,36 @@ func diskCommand() *cobra.Command {
 }
 
 func runCommand() *cobra.Command {
-	var keep bool
-	var bin string
+	var o runOptions
 	cmd := &cobra.Command{
-		Use: "run", Short: "Play the demo: back a machine up, boot it from its backup, move it away while it runs",
+		Use: "run", Short: "Play the demo: back a running VM up through oVirt, start it from its backup, migrate it away while it runs",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return run(cmd.Context(), bin, keep, cmd.OutOrStdout())
+			return run(cmd.Context(), o, cmd.OutOrStdout())
 		},
 	}
-	cmd.Flags().BoolVar(&keep, "keep", false, "keep the work folder: store, images and the moved disk")
-	cmd.Flags().StringVar(&bin, "bin", programFolder(), "folder of the holdfast program")
+	f := cmd.Flags()
+	f.BoolVar(&o.keep, "keep", false, "keep the work folder: store, images and logs")
+	f.BoolVar(&o.core, "core", false, "play the story of the core instead: the same with an image file and without an oVirt")
+	f.StringVar(&o.bin, "bin", programFolder(), "folder of the holdfast programs")
+	f.StringVar(&o.level, "cluster-level", "4.8", "of the simulated cluster: from 4.7 on, backups take a snapshot; below they are live")
+	f.Float64Var(&o.scale, "scale", 1, "speed of the simulated engine: 1 takes as long as a real one, 0.1 a tenth")
 	return cmd
 }
 
-func run(ctx context.Context, bin string, keep bool, out io.Writer) error {
-	if err := parts.Need(parts.Build, parts.Machine, parts.Mount); err != nil {
+type runOptions struct {
+	keep, core bool
+	bin, level string
+	scale      float64
+}
+
+func run(ctx context.Context, o runOptions, out io.Writer) error {
+	if err := parts.Need(parts.Build, parts.Machine, parts.Mount, parts.Imageio); err != nil {
 		return err
 	}
-	// The disk first: it comes from the network outside.
+	// What comes from the network outside first.
 	if !netns.Inside() {
-		if _, err := build(ctx, 0, out); err != nil {
+		if err := fetchParts(ctx, out); err != nil {
 			return err
 		}
 	}
@@ -124,17 +134,34 @@ func run(ctx context.Context, bin string, keep bool, out io.Writer) error {
 	if err != nil {
 		return errs.Wrap("make", "the work folder", err)
 	}
-	if keep {
+	if o.keep {
 		defer fmt.Fprintf(out, "\nKept: %s\n", work)
 	} else {
 		defer os.RemoveAll(work)
 	}
-	return scenario.Core(ctx, scenario.Options{BinDir: bin, WorkDir: work, Disk: disk.QCOW2, Out: out})
+	options := scenario.Options{BinDir: o.bin, WorkDir: work, Disk: disk.QCOW2, Out: out}
+	if o.core {
+		return scenario.Core(ctx, options)
+	}
+	return scenario.OVirt(ctx, scenario.OVirtOptions{Options: options, ClusterLevel: o.level, Scale: o.scale})
+}
+
+// fetchParts brings what is not in the cache yet: the Debian disk and ovirt-imageio.
+func fetchParts(ctx context.Context, log io.Writer) error {
+	if _, err := build(ctx, 0, log); err != nil {
+		return err
+	}
+	cache, err := parts.CacheDir()
+	if err != nil {
+		return err
+	}
+	_, err = imageio.Build(ctx, cache, log)
+	return err
 }
 
 // build returns the disk; the first time on a machine this takes a minute and says so.
 func build(ctx context.Context, sizeMiB int, log io.Writer) (debian.Disk, error) {
-	cache, err := debian.CacheDir()
+	cache, err := parts.CacheDir()
 	if err != nil {
 		return debian.Disk{}, err
 	}

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/holdfast-backup/holdfast/internal/lab/debian"
+	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 )
 
 func TestExitCodes(t *testing.T) {
@@ -39,7 +39,7 @@ func TestTheDiskCommandPrintsNothingButAPath(t *testing.T) {
 	if err := os.WriteFile(inTheWay, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv(debian.CacheKey, inTheWay)
+	t.Setenv(parts.CacheKey, inTheWay)
 	var out, errors bytes.Buffer
 	if code := Run(t.Context(), []string{"disk"}, &out, &errors); code != 1 || out.Len() != 0 || errors.Len() == 0 {
 		t.Errorf("exit code %d, output %q, errors %q", code, out.String(), errors.String())

@@ -15,8 +15,6 @@ import (
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/control"
-	"github.com/holdfast-backup/holdfast/internal/lab/debian"
-	"github.com/holdfast-backup/holdfast/internal/lab/imageio"
 	"github.com/holdfast-backup/holdfast/internal/lab/netns"
 	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 )
@@ -126,14 +124,7 @@ func up(ctx context.Context, o labOptions, progress io.Writer) (control.Info, er
 		return none, errs.Text("start a lab in", o.dir, errs.Exists, "one is up there").WithNext("End it first: holdfast-lab down")
 	}
 	// What comes from the network outside has to be there before the lab goes inside.
-	if _, err := build(ctx, 0, progress); err != nil {
-		return none, err
-	}
-	cache, err := debian.CacheDir()
-	if err != nil {
-		return none, err
-	}
-	if _, err := imageio.Build(ctx, cache, progress); err != nil {
+	if err := fetchParts(ctx, progress); err != nil {
 		return none, err
 	}
 	if err := os.MkdirAll(o.dir, 0o755); err != nil {

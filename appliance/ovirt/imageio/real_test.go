@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
-	"github.com/holdfast-backup/holdfast/internal/lab/debian"
 	lab "github.com/holdfast-backup/holdfast/internal/lab/imageio"
 	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 	"github.com/holdfast-backup/holdfast/internal/lab/pki"
@@ -60,7 +59,7 @@ func realImage(t *testing.T) (Options, *lab.Daemon, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cache, err := debian.CacheDir()
+	cache, err := parts.CacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/debian"
 	"github.com/holdfast-backup/holdfast/internal/lab/netns"
+	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 )
 
 // Command returns the command bench of holdfast-lab. bin is where the holdfast program lies unless it is told.
@@ -42,7 +43,7 @@ func Command(bin string) *cobra.Command {
 func inside(c *cobra.Command, o Options) (*Report, error) {
 	// The disk first: it comes from the network outside.
 	if !o.Quick {
-		cache, err := debian.CacheDir()
+		cache, err := parts.CacheDir()
 		if err != nil {
 			return nil, err
 		}

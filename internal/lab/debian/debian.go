@@ -32,9 +32,6 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/lab/proc"
 )
 
-// CacheKey names the environment variable that moves the cache.
-const CacheKey = "HOLDFAST_LAB_CACHE"
-
 // DefaultSizeMiB is the size of a disk when none is asked for.
 const DefaultSizeMiB = 2048
 
@@ -52,28 +49,6 @@ type Options struct {
 type Disk struct {
 	Raw   string // sparse
 	QCOW2 string // the same, as qcow2
-}
-
-// CacheDir returns the folder for finished disks: what the environment says, else .cache/lab in the repository that
-// holds the working folder, else in the working folder itself.
-func CacheDir() (string, error) {
-	if dir := os.Getenv(CacheKey); dir != "" {
-		return filepath.Abs(dir)
-	}
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", errs.Wrap("find", "the cache", err)
-	}
-	for up := dir; ; up = filepath.Dir(up) {
-		if _, err := os.Stat(filepath.Join(up, "go.mod")); err == nil {
-			dir = up
-			break
-		}
-		if up == filepath.Dir(up) {
-			break
-		}
-	}
-	return filepath.Join(dir, ".cache", "lab"), nil
 }
 
 // Build returns a finished disk and makes it first if the cache has none.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/debian"
+	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 	"github.com/holdfast-backup/holdfast/internal/lab/proc"
 	"github.com/holdfast-backup/holdfast/internal/lab/qemu"
 )
@@ -21,7 +22,7 @@ func realDisk(t *testing.T) debian.Disk {
 	if os.Getenv("HOLDFAST_REAL_PARTS") != "1" {
 		t.Skip("builds and boots a real Debian; `make test` runs it")
 	}
-	cache, err := debian.CacheDir()
+	cache, err := parts.CacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +66,7 @@ func TestTheDiskBootsFromItsFirstSector(t *testing.T) {
 
 func TestTheCacheAnswersAtOnceAndToAll(t *testing.T) {
 	want := realDisk(t)
-	cache, err := debian.CacheDir()
+	cache, err := parts.CacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}

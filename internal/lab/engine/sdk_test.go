@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
-	"github.com/holdfast-backup/holdfast/internal/lab/debian"
 	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 )
 
@@ -23,7 +22,7 @@ const (
 // sdkPython returns an interpreter that has the SDK, and installs it into the cache first if it is not there.
 func sdkPython(t *testing.T) string {
 	t.Helper()
-	cache, err := debian.CacheDir()
+	cache, err := parts.CacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/lab/debian"
 	"github.com/holdfast-backup/holdfast/internal/lab/engine"
 	"github.com/holdfast-backup/holdfast/internal/lab/imageio"
+	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 	"github.com/holdfast-backup/holdfast/internal/lab/pki"
 	"github.com/holdfast-backup/holdfast/internal/lab/proc"
 )
@@ -94,7 +95,7 @@ func (l *lab) must(err error) {
 // start makes the three disks, starts the VM and waits for its guest.
 func (l *lab) start() {
 	l.Helper()
-	cache, err := debian.CacheDir()
+	cache, err := parts.CacheDir()
 	l.must(err)
 	disk, err := debian.Build(l.ctx, debian.Options{CacheDir: cache, Log: l.Output()})
 	l.must(err)

@@ -31,7 +31,7 @@ import (
 	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
-	"github.com/holdfast-backup/holdfast/internal/lab/debian"
+	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 	"github.com/holdfast-backup/holdfast/internal/lab/proc"
 )
 
@@ -100,7 +100,7 @@ type State struct {
 func Start(ctx context.Context, opts Options) (*Daemon, error) {
 	if opts.CacheDir == "" {
 		var err error
-		if opts.CacheDir, err = debian.CacheDir(); err != nil {
+		if opts.CacheDir, err = parts.CacheDir(); err != nil {
 			return nil, err
 		}
 	}

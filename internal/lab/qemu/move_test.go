@@ -13,6 +13,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/debian"
+	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 	"github.com/holdfast-backup/holdfast/internal/lab/proc"
 	"github.com/holdfast-backup/holdfast/internal/lab/qemu"
 )
@@ -23,7 +24,7 @@ func startDebian(ctx context.Context, t *testing.T, format, path string) *qemu.V
 	if os.Getenv("HOLDFAST_REAL_PARTS") != "1" {
 		t.Skip("boots a real Debian; `make test` runs it")
 	}
-	cache, err := debian.CacheDir()
+	cache, err := parts.CacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast/internal/lab/debian"
 	"github.com/holdfast-backup/holdfast/internal/lab/netns"
+	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 	"github.com/holdfast-backup/holdfast/internal/lab/scenario"
 )
 
@@ -29,7 +30,7 @@ func TestCore(t *testing.T) {
 		t.Skip("boots real machines for minutes; `make test` runs it")
 	}
 	bin := programs(t)
-	cache, err := debian.CacheDir()
+	cache, err := parts.CacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}
