@@ -29,15 +29,16 @@ func TestMountsThatFail(t *testing.T) {
 	foreign, _ := serveAs(t, "127.0.0.1:0", nfsd.Export{Tree: fstest.NewMemory(fstest.MemoryOptions{}),
 		Allow: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
 	frozen, _ := serveAs(t, "127.0.0.1:0", nfsd.Export{Tree: fstest.NewMemory(fstest.MemoryOptions{}), ReadOnly: true})
+	const here = "127.0.0.1:" + exportPath
 	for _, c := range []struct{ name, export, options, words string }{
 		{"no such export", "127.0.0.1:/ir/other", options, "MountError 127.0.0.1:/ir/other"},
-		{"not allowed", "127.0.0.1:" + exportPath, foreign, "MountError 127.0.0.1:" + exportPath},
-		{"read-only", "127.0.0.1:" + exportPath, frozen, "StorageServerAccessPermissionError 127.0.0.1:" + exportPath +
+		{"not allowed", here, foreign, "MountError " + here},
+		{"read-only", here, frozen, "StorageServerAccessPermissionError " + here +
 			": vdsm (uid 36, gid 36) may not read, write and search"},
-		{"nobody there", "127.0.0.1:" + exportPath, closed, "127.0.0.1:" + exportPath},
-		{"version", "127.0.0.1:" + exportPath, options + ",nfsvers=4.2", "MountError 127.0.0.1:" + exportPath + ": Protocol not supported"},
+		{"nobody there", here, closed, here},
+		{"version", here, options + ",nfsvers=4.2", "MountError " + here + ": Protocol not supported"},
 		{"no path", "127.0.0.1", options, "MountError 127.0.0.1: it is not address:/path"},
-		{"slash at the end", "127.0.0.1:" + exportPath + "/", options, "it is " + exportPath},
+		{"slash at the end", here + "/", options, "it is " + exportPath},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t, nfsdomain.Options{Timeout: 2 * time.Second})
@@ -47,7 +48,7 @@ func TestMountsThatFail(t *testing.T) {
 			}
 		})
 	}
-	info, err := newHost(t, nfsdomain.Options{}).ProbeDomain(t.Context(), "127.0.0.1:"+exportPath, options)
+	info, err := newHost(t, nfsdomain.Options{}).ProbeDomain(t.Context(), here, options)
 	if info != nil || err != nil {
 		t.Errorf("at an empty export: %v, %v", info, err)
 	}
@@ -66,7 +67,8 @@ func TestAHostComesBackWhenToldSo(t *testing.T) {
 		}
 		return nil
 	})
-	if info, err := newHost(t, nfsdomain.Options{}).ProbeDomain(t.Context(), spec.RemotePath, options); err != nil || info == nil {
+	info, err := newHost(t, nfsdomain.Options{}).ProbeDomain(t.Context(), spec.RemotePath, options)
+	if err != nil || info == nil {
 		t.Errorf("found %v, error %v", info, err)
 	}
 	if n := asked.Load(); n < 3 {
@@ -78,7 +80,8 @@ func TestAHostComesBackWhenToldSo(t *testing.T) {
 func slot(t *testing.T, tree fs.Tree, host int) (name string, generation, timestamp uint64) {
 	t.Helper()
 	b := read(t, tree, ids)[(host-1)*512:][:512]
-	return strings.TrimRight(string(b[104:152]), "\x00"), binary.LittleEndian.Uint64(b[40:]), binary.LittleEndian.Uint64(b[152:])
+	word := binary.LittleEndian.Uint64
+	return strings.TrimRight(string(b[104:152]), "\x00"), word(b[40:]), word(b[152:])
 }
 
 // TestHostsShareADomain: each has its own slot, and takes none that is another's.
@@ -101,7 +104,8 @@ func TestHostsShareADomain(t *testing.T) {
 	if name, generation, at := slot(t, m, 1); name != "one" || generation != 2 || at == 0 {
 		t.Errorf("slot 1 has %q, generation %d at %d", name, generation, at)
 	}
-	if step, _, err := use(t, newHost(t, nfsdomain.Options{HostID: 1, HostName: "three"}), options, spec); step != "attach" || !errs.Is(err, errs.Busy) {
+	three := newHost(t, nfsdomain.Options{HostID: 1, HostName: "three"})
+	if step, _, err := use(t, three, options, spec); step != "attach" || !errs.Is(err, errs.Busy) {
 		t.Errorf("%s: %v", step, err)
 	}
 	if err := one.Close(); err != nil { // its power fails

@@ -24,8 +24,8 @@ import (
 	"github.com/holdfast-backup/holdfast/nfsd"
 )
 
-// These tests let a host that reads as vdsm and sanlock do, through a foreign NFS client, look at what Write has written,
-// served by nfsd.
+// These tests let a host that reads as vdsm and sanlock do, through a foreign NFS client, look at what Write has
+// written, served by nfsd.
 
 const (
 	exportPath = "/ir/test"
@@ -205,7 +205,9 @@ func newHost(t *testing.T, o nfsdomain.Options) *nfsdomain.Host {
 }
 
 // use does what an engine has a host do with a domain, in its order, and returns the step that failed.
-func use(t *testing.T, h *nfsdomain.Host, options string, spec domain.Spec) (step string, found []engine.FoundDisk, err error) {
+func use(t *testing.T, h *nfsdomain.Host, options string, spec domain.Spec) (
+	step string, found []engine.FoundDisk, err error,
+) {
 	t.Helper()
 	info, err := h.ProbeDomain(t.Context(), spec.RemotePath, options)
 	if err != nil {

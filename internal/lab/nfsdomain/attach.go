@@ -2,7 +2,6 @@ package nfsdomain
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
@@ -16,7 +15,7 @@ func (h *Host) AttachDomain(ctx context.Context, id, pool string) error {
 			return err
 		}
 		if m.pool() != "" && m.pool() != pool {
-			return refusal(errs.Busy, "StorageDomainAlreadyAttached", metadataFile, "POOL_UUID="+m.pool())
+			return refusal(errs.Busy, "StorageDomainAlreadyAttached", metadataFile, "POOL_UUID=%s", m.pool())
 		}
 		if d.member != nil {
 			return nil
@@ -129,7 +128,7 @@ func (d *domain) area(ctx context.Context, file string, size int64) ([]byte, err
 		return nil, err
 	}
 	if s.Size != size {
-		return nil, refusal(errs.Corrupt, "SanlockException EMSGSIZE", file, fmt.Sprintf("it has %d bytes, not %d", s.Size, size))
+		return nil, short(file, s.Size, size)
 	}
 	out := make([]byte, 0, size)
 	for int64(len(out)) < size {
@@ -138,7 +137,7 @@ func (d *domain) area(ctx context.Context, file string, size int64) ([]byte, err
 			return nil, err
 		}
 		if len(p) == 0 {
-			return nil, refusal(errs.Corrupt, "SanlockException EMSGSIZE", file, fmt.Sprintf("a read ended at %d of %d bytes", len(out), size))
+			return nil, short(file, int64(len(out)), size)
 		}
 		out = append(out, p...)
 	}

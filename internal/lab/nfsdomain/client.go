@@ -220,7 +220,8 @@ func decode(r request, line, data []byte, answer any) error {
 		return errs.New("read the answer of", "the NFS client", errs.Bug, err)
 	}
 	if failed.Errno != nil {
-		return &ioError{op: fmt.Sprint(r["op"]), path: fmt.Sprint(r["path"]), errno: syscall.Errno(*failed.Errno), said: failed.Error}
+		return &ioError{op: fmt.Sprint(r["op"]), path: fmt.Sprint(r["path"]), errno: syscall.Errno(*failed.Errno),
+			said: failed.Error}
 	}
 	switch p := answer.(type) {
 	case nil:
@@ -236,7 +237,8 @@ func decode(r request, line, data []byte, answer any) error {
 func (c *client) late(r request, cause error) error {
 	what := fmt.Sprintf("%v of %v", r["op"], r["path"])
 	if errors.Is(cause, context.DeadlineExceeded) {
-		return errs.Text(what, c.where.String(), errs.Transient, fmt.Sprintf("the server did not answer within %s", c.timeout))
+		return errs.Text(what, c.where.String(), errs.Transient,
+			fmt.Sprintf("the server did not answer within %s", c.timeout))
 	}
 	return errs.Wrap(what, c.where.String(), cause)
 }

@@ -1,5 +1,6 @@
-"""An NFS v3 client for a program that has none: it takes one request a line from its standard input, does it with libnfs, and
-answers with one line. A request and an answer are JSON objects; a member "bytes" says how many bytes follow the line.
+"""An NFS v3 client for a program that has none: it takes one request a line from its standard input, does it with
+libnfs, and answers with one line. A request and an answer are JSON objects; a member "bytes" says how many bytes
+follow the line.
 
   {"op": "stat", "path": "/a"}                           -> {"size": 1, ...}
   {"op": "read", "path": "/a", "offset": 0, "count": 9}  -> {"bytes": 1}, and a byte
@@ -55,7 +56,8 @@ def load():
     for name, *args in (
             ("set_auth", handle), ("set_timeout", ctypes.c_int), ("set_autoreconnect", ctypes.c_int),
             ("set_version", ctypes.c_int), ("set_dircache", ctypes.c_int),
-            ("mount", text, text), ("stat64", text, out), ("opendir", text, out), ("readdir", handle), ("closedir", handle),
+            ("mount", text, text), ("stat64", text, out),
+            ("opendir", text, out), ("readdir", handle), ("closedir", handle),
             ("open", text, ctypes.c_int, out), ("create", text, ctypes.c_int, ctypes.c_int, out), ("close", handle),
             ("pread", handle, u64, u64, out), ("pwrite", handle, u64, u64, text),
             ("mkdir2", text, ctypes.c_int), ("rename", text, text), ("unlink", text), ("rmdir", text),

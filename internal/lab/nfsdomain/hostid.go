@@ -3,7 +3,6 @@ package nfsdomain
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -41,7 +40,7 @@ func (h *Host) enter(ctx context.Context, d *domain) (*membership, error) {
 	// A slot with our own name was left by us when we died: nobody has to be waited for.
 	if old.Timestamp != 0 && text48(old.Name) != h.o.HostName {
 		return nil, refusal(errs.Busy, "CannotAcquireHostId", idsFile,
-			fmt.Sprintf("the slot of host id %d was taken by %q", h.o.HostID, text48(old.Name)))
+			"the slot of host id %d was taken by %q", h.o.HostID, text48(old.Name))
 	}
 	m.generation = old.Generation + 1
 	m.slot = slotOf(d.id)
@@ -73,7 +72,7 @@ func (m *membership) look(ctx context.Context) (leader, error) {
 	}
 	if len(p) != sectorSize {
 		return leader{}, refusal(errs.Corrupt, "SanlockException EMSGSIZE", idsFile,
-			fmt.Sprintf("a read of %d bytes at %d gave %d", sectorSize, m.at(), len(p)))
+			"a read of %d bytes at %d gave %d", sectorSize, m.at(), len(p))
 	}
 	return checkLeader(idsFile, p, slotOf(m.d.id))
 }
@@ -103,9 +102,9 @@ func (m *membership) unchanged(ctx context.Context) error {
 	defer m.mu.Unlock()
 	if found.Owner != m.slot.Owner || found.Generation != m.slot.Generation || found.Timestamp != m.slot.Timestamp ||
 		found.Name != m.slot.Name {
-		m.broken = refusal(errs.Corrupt, "SanlockException SANLK_DELTA_LARGE", idsFile, fmt.Sprintf(
+		m.broken = refusal(errs.Corrupt, "SanlockException SANLK_DELTA_LARGE", idsFile,
 			"the slot of host id %d is not as this host wrote it: generation %d of %q at %d", m.h.o.HostID, found.Generation,
-			text48(found.Name), found.Timestamp))
+			text48(found.Name), found.Timestamp)
 	}
 	return m.broken
 }
@@ -134,7 +133,7 @@ func (m *membership) renew(ctx context.Context) error {
 		return err
 	}
 	if len(area) != areaSize {
-		return refusal(errs.Corrupt, "SanlockException EMSGSIZE", idsFile, fmt.Sprintf("a read gave %d of %d bytes", len(area), areaSize))
+		return short(idsFile, int64(len(area)), areaSize)
 	}
 	if err := m.unchanged(ctx); err != nil {
 		return err
@@ -150,7 +149,8 @@ func (m *membership) lost() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if silent := time.Since(m.alive); m.broken == nil && silent > lostAfter {
-		return refusal(errs.Transient, "SanlockException", idsFile, fmt.Sprintf("no sign of life was written for %s", silent.Round(time.Second)))
+		return refusal(errs.Transient, "SanlockException", idsFile, "no sign of life was written for %s",
+			silent.Round(time.Second))
 	}
 	return m.broken
 }

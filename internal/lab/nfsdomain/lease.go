@@ -3,7 +3,6 @@ package nfsdomain
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
@@ -42,7 +41,8 @@ func (m *membership) acquire(ctx context.Context, l lease) (dblock, error) {
 	}
 	host := uint64(m.h.o.HostID)
 	if head.Timestamp != 0 && head.Owner != host {
-		return dblock{}, refusal(errs.Busy, "AcquireLockFailure", l.file, fmt.Sprintf("%s is owned by host id %d", l.name, head.Owner))
+		return dblock{}, refusal(errs.Busy, "AcquireLockFailure", l.file, "%s is owned by host id %d", l.name,
+			head.Owner)
 	}
 	mine := dblock{MBal: host, Lver: head.Lver + 1}
 	for _, b := range ballots {
@@ -78,7 +78,7 @@ func (m *membership) vote(ctx context.Context, l lease, mine dblock) error {
 				return refusal(errs.Corrupt, "AcquireLockFailure", l.file, "the ballot that was written is not the one that is read")
 			}
 		} else if b.MBal > mine.MBal || b.Lver > mine.Lver {
-			return refusal(errs.Busy, "AcquireLockFailure", l.file, fmt.Sprintf("host id %d is taking it", i+1))
+			return refusal(errs.Busy, "AcquireLockFailure", l.file, "host id %d is taking it", i+1)
 		}
 	}
 	return nil
@@ -99,14 +99,14 @@ func (m *membership) release(ctx context.Context, l lease, b dblock) error {
 		return err
 	}
 	if len(p) != sectorSize {
-		return refusal(errs.Corrupt, "SanlockException EMSGSIZE", l.file, fmt.Sprintf("a read of a sector gave %d bytes", len(p)))
+		return short(l.file, int64(len(p)), sectorSize)
 	}
 	head, err := checkLeader(l.file, p, resourceOf(l.domain, l.name))
 	if err != nil {
 		return err
 	}
 	if head.Owner != uint64(m.h.o.HostID) || head.Lver != b.Lver {
-		return refusal(errs.Corrupt, "ReleaseLockFailure", l.file, fmt.Sprintf("%s is owned by host id %d", l.name, head.Owner))
+		return refusal(errs.Corrupt, "ReleaseLockFailure", l.file, "%s is owned by host id %d", l.name, head.Owner)
 	}
 	head.Timestamp = 0
 	return m.d.nfs.write(ctx, m.d.path(l.file), l.at, head.sector())
@@ -119,7 +119,7 @@ func (m *membership) readLease(ctx context.Context, l lease) (leader, []dblock, 
 		return leader{}, nil, absent(err, "SanlockException ENOENT", l.file)
 	}
 	if len(area) != areaSize {
-		return leader{}, nil, refusal(errs.Corrupt, "SanlockException EMSGSIZE", l.file, fmt.Sprintf("a read gave %d of %d bytes", len(area), areaSize))
+		return leader{}, nil, short(l.file, int64(len(area)), areaSize)
 	}
 	return checkResource(l.file, l.domain, l.name, area)
 }

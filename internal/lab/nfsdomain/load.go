@@ -3,7 +3,6 @@ package nfsdomain
 import (
 	"context"
 	"crypto/rand"
-	"fmt"
 	"path"
 	"strings"
 
@@ -79,8 +78,8 @@ func (c *client) checkAccess(ctx context.Context) error {
 			return err
 		}
 		if bits&need.bits != need.bits {
-			return refusal(errs.Denied, "StorageServerAccessPermissionError", c.where.String(), fmt.Sprintf(
-				"%s (uid %d, gid %d) may not %s its root folder", need.who.name, need.who.uid, need.who.gid, need.text))
+			return refusal(errs.Denied, "StorageServerAccessPermissionError", c.where.String(),
+				"%s (uid %d, gid %d) may not %s its root folder", need.who.name, need.who.uid, need.who.gid, need.text)
 		}
 	}
 	return nil
@@ -125,11 +124,13 @@ func (d *domain) load(ctx context.Context) (metadata, error) {
 func (c *client) probeBlockSize(ctx context.Context) error {
 	name := ".prob-" + strings.ToLower(rand.Text())
 	if err := c.create(ctx, name, 0o600, true); err != nil {
-		return refusal(errs.KindOf(err), "StorageDomainAccessError", name, "the file that vdsm tries the export with cannot be made: "+err.Error())
+		return refusal(errs.KindOf(err), "StorageDomainAccessError", name,
+			"the file that vdsm tries the export with cannot be made: %v", err)
 	}
 	for _, size := range []int{1, 512, 4096} {
 		if err := c.write(ctx, name, 0, make([]byte, size)); err != nil {
-			return refusal(errs.KindOf(err), "StorageDomainAccessError", name, fmt.Sprintf("%d bytes cannot be written into it: %v", size, err))
+			return refusal(errs.KindOf(err), "StorageDomainAccessError", name,
+				"%d bytes cannot be written into it: %v", size, err)
 		}
 	}
 	return c.unlink(ctx, name)
@@ -165,7 +166,8 @@ func (d *domain) metadata(ctx context.Context) (metadata, error) {
 		return nil, err
 	}
 	if int64(len(content)) != min(s.Size, directRead) {
-		return nil, refusal(errs.Corrupt, "InvalidMetadata", metadataFile, fmt.Sprintf("a read gave %d of its %d bytes", len(content), s.Size))
+		return nil, refusal(errs.Corrupt, "InvalidMetadata", metadataFile, "a read gave %d of its %d bytes",
+			len(content), s.Size)
 	}
 	return parseMetadata(content)
 }
@@ -187,9 +189,10 @@ func checkOwner(file string, s stat, perm uint64) error {
 	switch {
 	case s.UID != vdsm || s.GID != vdsm:
 		return refusal(errs.Denied, "StorageDomainAccessError", file,
-			fmt.Sprintf("it belongs to %d:%d, and everything of vdsm's to 36:36", s.UID, s.GID))
+			"it belongs to %d:%d, and everything of vdsm's to 36:36", s.UID, s.GID)
 	case s.perm()&perm != perm:
-		return refusal(errs.Denied, "StorageDomainAccessError", file, fmt.Sprintf("its mode is %04o, and %04o is needed", s.perm(), perm))
+		return refusal(errs.Denied, "StorageDomainAccessError", file, "its mode is %04o, and %04o is needed",
+			s.perm(), perm)
 	}
 	return nil
 }

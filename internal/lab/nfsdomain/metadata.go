@@ -33,14 +33,14 @@ func parseMetadata(content []byte) (metadata, error) {
 		if key, value, found := strings.Cut(line, "="); found {
 			m[strings.TrimSpace(key)] = value
 		} else if strings.TrimSpace(line) != "" {
-			return nil, refusal(errs.Corrupt, "InvalidMetadata", metadataFile, fmt.Sprintf("the line %q is not KEY=VALUE", line))
+			return nil, refusal(errs.Corrupt, "InvalidMetadata", metadataFile, "the line %q is not KEY=VALUE", line)
 		}
 	}
 	sum, sealed := m[checksumKey]
 	delete(m, checksumKey)
 	if want := m.checksum(); sealed && sum != want {
 		return nil, refusal(errs.Corrupt, "MetaDataSealIsBroken", metadataFile,
-			fmt.Sprintf("its checksum is %s, that of its lines is %s", sum, want))
+			"its checksum is %s, that of its lines is %s", sum, want)
 	}
 	return m, nil
 }
@@ -73,7 +73,7 @@ func (m metadata) encode() []byte {
 // check refuses what a host could not use as a data domain in the folder called id.
 func (m metadata) check(id string) error {
 	bad := func(kind errs.Kind, class, format string, args ...any) error {
-		return refusal(kind, class, metadataFile, fmt.Sprintf(format, args...))
+		return refusal(kind, class, metadataFile, format, args...)
 	}
 	for _, key := range []string{"CLASS", "DESCRIPTION", "LOCKPOLICY", "POOL_UUID", "ROLE", "SDUUID", "TYPE"} {
 		if _, found := m[key]; !found {
@@ -95,7 +95,8 @@ func (m metadata) check(id string) error {
 	}
 	switch {
 	case m["VERSION"] != strconv.Itoa(domVersion):
-		return bad(errs.Unsupported, "UnsupportedDomainVersion", "VERSION=%s; this host takes %d only", m["VERSION"], domVersion)
+		return bad(errs.Unsupported, "UnsupportedDomainVersion", "VERSION=%s; this host takes %d only", m["VERSION"],
+			domVersion)
 	case m["CLASS"] != "Data":
 		return bad(errs.Unsupported, "StorageDomainClassError", "CLASS=%s is no data domain", m["CLASS"])
 	case m["TYPE"] != "NFS":

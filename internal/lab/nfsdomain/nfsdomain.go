@@ -30,7 +30,7 @@ package nfsdomain
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -144,8 +144,8 @@ func (h *Host) with(ctx context.Context, op, id string, work func(d *domain) err
 }
 
 // refusal is what vdsm or sanlock would say about a file.
-func refusal(kind errs.Kind, class, file, why string) error {
-	return &errs.Error{Op: class, Subject: file, Kind: kind, Err: errors.New(why)}
+func refusal(kind errs.Kind, class, file, format string, args ...any) error {
+	return errs.New(class, file, kind, fmt.Errorf(format, args...))
 }
 
 // remember adds a domain. One that was found at the same export before stays as it is, with what the host does there; at
@@ -159,7 +159,8 @@ func (h *Host) remember(d *domain) (known bool, err error) {
 		return false, nil
 	}
 	if old.nfs.where != d.nfs.where {
-		return true, refusal(errs.Exists, "StorageDomainAlreadyExists", d.id, "it is connected from "+old.nfs.where.String()+" already")
+		return true, refusal(errs.Exists, "StorageDomainAlreadyExists", d.id, "it is connected from %s already",
+			old.nfs.where)
 	}
 	return true, nil
 }

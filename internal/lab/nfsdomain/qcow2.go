@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"fmt"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/proc"
@@ -36,12 +35,13 @@ func (d *domain) checkQcow2(ctx context.Context, file string, meta volumeMeta) e
 // checkHeader reads a qcow2 header: big-endian, from qemu's docs/interop/qcow2.txt.
 func checkHeader(file string, header []byte, capacity int64) error {
 	bad := func(class, format string, args ...any) error {
-		return refusal(errs.Corrupt, class, file, fmt.Sprintf(format, args...))
+		return refusal(errs.Corrupt, class, file, format, args...)
 	}
 	if len(header) < 104 || binary.BigEndian.Uint32(header) != qcow2Magic {
 		return bad("InvalidFormat", "the metadata says COW, and there is no qcow2 header")
 	}
-	version, backing, size := binary.BigEndian.Uint32(header[4:]), binary.BigEndian.Uint64(header[8:]), binary.BigEndian.Uint64(header[24:])
+	version, backing := binary.BigEndian.Uint32(header[4:]), binary.BigEndian.Uint64(header[8:])
+	size := binary.BigEndian.Uint64(header[24:])
 	switch {
 	case version != 3:
 		return bad("InvalidFormat", "the qcow2 version is %d; compat 1.1 is 3", version)
@@ -64,7 +64,7 @@ func (d *domain) imageInfo(ctx context.Context, file string, capacity int64) err
 	defer cancel()
 	out, err := proc.Run(ctx, "qemu-img", "info", "-U", "--output", "json", qemu.FormatNode("", "qcow2", below).Image())
 	if err != nil {
-		return refusal(errs.Corrupt, "QImgError", file, "qemu-img info: "+err.Error())
+		return refusal(errs.Corrupt, "QImgError", file, "qemu-img info: %v", err)
 	}
 	var info struct {
 		Format   string
@@ -84,8 +84,9 @@ func (d *domain) imageInfo(ctx context.Context, file string, capacity int64) err
 	if err := json.Unmarshal(info.Specific, &specific); err != nil {
 		return errs.New("read what qemu-img says of", file, errs.Bug, err)
 	}
-	if info.Format != "qcow2" || info.Size != capacity || info.Backing != "" || specific.Data.Compat != "1.1" || specific.Data.Corrupt {
-		return refusal(errs.Corrupt, "InvalidFormat", file, fmt.Sprintf("qemu-img finds %s", out))
+	if info.Format != "qcow2" || info.Size != capacity || info.Backing != "" || specific.Data.Compat != "1.1" ||
+		specific.Data.Corrupt {
+		return refusal(errs.Corrupt, "InvalidFormat", file, "qemu-img finds %s", out)
 	}
 	return nil
 }

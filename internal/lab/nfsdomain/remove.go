@@ -18,7 +18,7 @@ func (h *Host) FormatDomain(ctx context.Context, id string) error {
 			return err
 		}
 		if m.pool() != "" {
-			return refusal(errs.Busy, "CannotFormatStorageDomainInConnectedPool", metadataFile, "POOL_UUID="+m.pool())
+			return refusal(errs.Busy, "CannotFormatStorageDomainInConnectedPool", metadataFile, "POOL_UUID=%s", m.pool())
 		}
 		return d.nfs.remove(ctx, d.id)
 	})

@@ -82,12 +82,17 @@ const (
 	leaderChecksum = "SANLK_LEADER_CHECKSUM"
 )
 
+// short is sanlock's refusal of a file or a read of another length.
+func short(file string, got, want int64) error {
+	return refusal(errs.Corrupt, "SanlockException EMSGSIZE", file, "it has %d bytes where %d belong", got, want)
+}
+
 // checkLeader refuses a record that sanlock would: want has what must be equal. A resource's name is compared, a slot's is
 // the name of whoever took it.
 func checkLeader(file string, sector []byte, want leader) (leader, error) {
 	l := decodeLeader(sector)
 	bad := func(class, format string, args ...any) (leader, error) {
-		return l, refusal(errs.Corrupt, "SanlockException "+class, file, fmt.Sprintf(format, args...))
+		return l, refusal(errs.Corrupt, "SanlockException "+class, file, format, args...)
 	}
 	switch {
 	case l.Magic == 0 && bytes.Count(sector, []byte{0}) == len(sector):
@@ -136,7 +141,8 @@ func checkLockspace(file, domain string, area []byte) error {
 			return err
 		}
 		if l.IOTimeout != slotOf(domain).IOTimeout {
-			return refusal(errs.Corrupt, "SanlockException", file, fmt.Sprintf("slot %d has an I/O timeout of %d s", host+1, l.IOTimeout))
+			return refusal(errs.Corrupt, "SanlockException", file, "slot %d has an I/O timeout of %d s", host+1,
+				l.IOTimeout)
 		}
 	}
 	return nil
@@ -171,7 +177,8 @@ func checkResource(file, domain, name string, area []byte) (leader, []dblock, er
 		return l, nil, err
 	}
 	if magic := binary.LittleEndian.Uint32(area[sectorSize:]); magic != requestMagic {
-		return l, nil, refusal(errs.Corrupt, "SanlockException", file, fmt.Sprintf("its record of requests begins with %#x", magic))
+		return l, nil, refusal(errs.Corrupt, "SanlockException", file, "its record of requests begins with %#x",
+			magic)
 	}
 	ballots := make([]dblock, maxHosts)
 	none := make([]byte, sectorSize)
@@ -184,7 +191,8 @@ func checkResource(file, domain, name string, area []byte) (leader, []dblock, er
 			return l, nil, errs.New("read a ballot", file, errs.Bug, err)
 		}
 		if ballots[i].Checksum != 0 && ballots[i].Checksum != checksum(sector[:dblockSummed]) {
-			return l, nil, refusal(errs.Corrupt, "SanlockException SANLK_DBLOCK_CHECKSUM", file, fmt.Sprintf("the ballot of host %d is damaged", i+1))
+			return l, nil, refusal(errs.Corrupt, "SanlockException SANLK_DBLOCK_CHECKSUM", file,
+				"the ballot of host %d is damaged", i+1)
 		}
 	}
 	return l, ballots, nil

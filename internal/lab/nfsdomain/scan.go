@@ -2,7 +2,6 @@ package nfsdomain
 
 import (
 	"context"
-	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -113,7 +112,8 @@ func (d *domain) volume(ctx context.Context, disk, image string) (volumeMeta, st
 		err = meta.check(file+".meta", d.id, disk)
 	}
 	if err == nil && (meta.Parent != noVolume || meta.VolType != "LEAF") {
-		err = refusal(errs.Unsupported, "ImageIsNotLeaf", file+".meta", fmt.Sprintf("its only volume is %s with the parent %s", meta.VolType, meta.Parent))
+		err = refusal(errs.Unsupported, "ImageIsNotLeaf", file+".meta", "its only volume is %s with the parent %s",
+			meta.VolType, meta.Parent)
 	}
 	if err != nil {
 		return volumeMeta{}, none, err
@@ -133,20 +133,21 @@ func (d *domain) checkFile(ctx context.Context, file string, meta volumeMeta, s 
 	// vdsm reads as many bytes as a file is said to have, and goes on asking when they do not come.
 	const last = sectorSize
 	if s.Size < last {
-		return refusal(errs.Corrupt, "VolumeSizeError", file, fmt.Sprintf("it has %d bytes", s.Size))
+		return refusal(errs.Corrupt, "VolumeSizeError", file, "it has %d bytes", s.Size)
 	}
 	p, err := d.nfs.read(ctx, d.path(file), s.Size-last, last)
 	if err != nil {
 		return err
 	}
 	if len(p) != last {
-		return refusal(errs.Corrupt, "VolumeSizeError", file, fmt.Sprintf("a read of its last %d bytes gave %d", last, len(p)))
+		return refusal(errs.Corrupt, "VolumeSizeError", file, "a read of its last %d bytes gave %d", last, len(p))
 	}
 	if meta.Format == "COW" {
 		return d.checkQcow2(ctx, file, meta)
 	}
 	if s.Size != meta.Capacity {
-		return refusal(errs.Invalid, "VolumeSizeError", file, fmt.Sprintf("a raw volume of CAP=%d has %d bytes", meta.Capacity, s.Size))
+		return refusal(errs.Invalid, "VolumeSizeError", file, "a raw volume of CAP=%d has %d bytes", meta.Capacity,
+			s.Size)
 	}
 	return nil
 }
@@ -160,7 +161,7 @@ func (d *domain) checkVolumeLease(ctx context.Context, disk, image string) error
 	}
 	head, _, err := checkResource(file, d.id, image, area)
 	if err == nil && head.Timestamp != 0 {
-		err = refusal(errs.Busy, "TemporaryFailure", file, fmt.Sprintf("it is owned by host id %d", head.Owner))
+		err = refusal(errs.Busy, "TemporaryFailure", file, "it is owned by host id %d", head.Owner)
 	}
 	return err
 }

@@ -44,13 +44,15 @@ var legal = map[string][]string{
 }
 
 // required must be in every .meta; GEN and SEQ may be missing.
-var required = []string{"CAP", "CTIME", "DESCRIPTION", "DISKTYPE", "DOMAIN", "FORMAT", "IMAGE", "LEGALITY", "PUUID", "TYPE", "VOLTYPE"}
+var required = []string{
+	"CAP", "CTIME", "DESCRIPTION", "DISKTYPE", "DOMAIN", "FORMAT", "IMAGE", "LEGALITY", "PUUID", "TYPE", "VOLTYPE",
+}
 
 // parseVolumeMeta reads a .meta, of which file is the name, as vdsm does: up to a line that begins with EOF, unknown keys
 // aside.
 func parseVolumeMeta(file string, content []byte) (volumeMeta, error) {
 	bad := func(class, format string, args ...any) (volumeMeta, error) {
-		return volumeMeta{}, refusal(errs.Corrupt, class, file, fmt.Sprintf(format, args...))
+		return volumeMeta{}, refusal(errs.Corrupt, class, file, format, args...)
 	}
 	if len(content) > metaLimit {
 		return bad("VolumeMetadataOverflow", "it has %d bytes, and vdsm keeps %d", len(content), metaLimit)
@@ -94,7 +96,7 @@ func parseVolumeMeta(file string, content []byte) (volumeMeta, error) {
 // check refuses a volume that does not fit its place.
 func (v volumeMeta) check(file, domain, image string) error {
 	bad := func(kind errs.Kind, class, format string, args ...any) error {
-		return refusal(kind, class, file, fmt.Sprintf(format, args...))
+		return refusal(kind, class, file, format, args...)
 	}
 	switch {
 	case v.Domain != domain:
@@ -106,7 +108,8 @@ func (v volumeMeta) check(file, domain, image string) error {
 	case v.Format == "COW" && v.Type != "SPARSE":
 		return bad(errs.Invalid, "IncorrectFormat", "a COW volume of TYPE=%s would be extended as if it were raw", v.Type)
 	case v.Capacity%4096 != 0:
-		return bad(errs.Invalid, "InvalidMetadata", "CAP=%d is no multiple of 4096: a snapshot would be longer than its base", v.Capacity)
+		return bad(errs.Invalid, "InvalidMetadata",
+			"CAP=%d is no multiple of 4096: a snapshot would be longer than its base", v.Capacity)
 	}
 	return nil
 }

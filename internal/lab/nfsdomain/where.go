@@ -33,7 +33,7 @@ func (w where) String() string {
 // port, mountport, and that the version is 3. The rest is for kernels.
 func parseWhere(export, options string) (where, error) {
 	bad := func(why string) (where, error) {
-		return where{}, refusal(errs.Invalid, "MountError", export, why)
+		return where{}, refusal(errs.Invalid, "MountError", export, "%s", why)
 	}
 	i := strings.Index(export, ":/")
 	switch {

@@ -13,8 +13,10 @@ func TestExports(t *testing.T) {
 	}{
 		{"10.0.0.5:/ir/1", "", where{host: "10.0.0.5", path: "/ir/1"}, "", "nfs://10.0.0.5/ir/1/x"},
 		{"node.example:/ir/1", "nfsvers=3,timeo=100,retrans=3,port=2049,mountport=20048,proto=tcp,nolock",
-			where{"node.example", "/ir/1", 2049, 20048}, "nfs://node.example/ir/1?mountport=20048&nfsport=2049", "nfs://node.example/ir/1/x"},
-		{"[fd00::5]:/ir/1", "port=5", where{host: "fd00::5", path: "/ir/1", nfsPort: 5}, "nfs://[fd00::5]/ir/1?nfsport=5", "nfs://[fd00::5]/ir/1/x"},
+			where{"node.example", "/ir/1", 2049, 20048},
+			"nfs://node.example/ir/1?mountport=20048&nfsport=2049", "nfs://node.example/ir/1/x"},
+		{"[fd00::5]:/ir/1", "port=5", where{host: "fd00::5", path: "/ir/1", nfsPort: 5},
+			"nfs://[fd00::5]/ir/1?nfsport=5", "nfs://[fd00::5]/ir/1/x"},
 	} {
 		w, err := parseWhere(c.export, c.options)
 		if err != nil || w != c.want {
