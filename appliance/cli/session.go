@@ -63,10 +63,26 @@ func pointOf(ctx context.Context, s api.Service, text string) (string, error) {
 	return text + "@latest", nil // the node's refusal names the machines that it has points of
 }
 
-// instantJSON is the document of an instant restore. Its fields are promises to scripts.
+// instantJSON is the document of an instant restore. Session and Task are IDs, as the other commands take them. Its
+// fields are promises to scripts.
 type instantJSON struct {
-	Session appliance.Session `json:"session"`
-	Task    appliance.Task    `json:"task"`
+	Session string                 `json:"session"`
+	Task    string                 `json:"task"`
+	State   appliance.SessionState `json:"state"` // of the session
+	VM      string                 `json:"vm"`
+	VMID    string                 `json:"vm_id,omitempty"`
+	Point   string                 `json:"point"`
+	Domain  string                 `json:"domain"`
+	Export  string                 `json:"export"`
+	Result  map[string]any         `json:"result,omitempty"`
+	Problem *appliance.Problem     `json:"problem,omitempty"`
+}
+
+func newInstantJSON(s appliance.Session, t appliance.Task) instantJSON {
+	return instantJSON{
+		Session: s.ID, Task: t.ID, State: s.State, VM: s.VM, VMID: s.VMID, Point: s.Point, Domain: s.Domain, Export: s.Export,
+		Result: t.Result, Problem: t.Problem,
+	}
 }
 
 func (a *app) instant(ctx context.Context, s api.Service, i api.InstantSpec, wait bool) error {
@@ -75,7 +91,7 @@ func (a *app) instant(ctx context.Context, s api.Service, i api.InstantSpec, wai
 		return err
 	}
 	if !wait {
-		return a.begun(t, instantJSON{session, t})
+		return a.begun(t, newInstantJSON(session, t))
 	}
 	return a.await(ctx, s, t, func(t appliance.Task) any {
 		if now, err := s.GetSession(ctx, session.ID); err == nil {
@@ -83,7 +99,7 @@ func (a *app) instant(ctx context.Context, s api.Service, i api.InstantSpec, wai
 		} else {
 			a.note("holdfast: the session is shown as it was at first: " + plain(err.Error()))
 		}
-		return instantJSON{session, t}
+		return newInstantJSON(session, t)
 	})
 }
 

@@ -108,9 +108,9 @@ func (a *app) backupCommand() *cobra.Command {
 				return err
 			}
 			if wait {
-				return a.await(c.Context(), s, t, justTask)
+				return a.await(c.Context(), s, t, func(t appliance.Task) any { return newBackupJSON(t) })
 			}
-			return a.begun(t, t)
+			return a.begun(t, newBackupJSON(t))
 		}),
 	}
 	f := run.Flags()
@@ -119,4 +119,20 @@ func (a *app) backupCommand() *cobra.Command {
 	f.StringVar(&b.Strategy, "strategy", "auto", "how to read the VM: auto (the best that it allows) or cbt")
 	f.BoolVar(&wait, "wait", false, "wait until it has ended, and show how far it is")
 	return group("backup", "Back VMs up", run)
+}
+
+// backupJSON is the document of a backup: the task, and what scripts ask for first in the words of `disk import`.
+type backupJSON struct {
+	TaskID string `json:"task"`
+	Point  any    `json:"point,omitempty"`
+	Read   any    `json:"read_bytes,omitempty"`
+	New    any    `json:"new_bytes,omitempty"`
+	Stored any    `json:"stored_bytes,omitempty"`
+	appliance.Task
+}
+
+func newBackupJSON(t appliance.Task) backupJSON {
+	return backupJSON{
+		TaskID: t.ID, Point: t.Result["point"], Read: t.Result["read_bytes"], New: t.Result["new_bytes"], Stored: t.Result["stored_bytes"], Task: t,
+	}
 }
