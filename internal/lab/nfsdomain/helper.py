@@ -24,10 +24,6 @@ class Stat(ctypes.Structure):
         "atime_nsec", "mtime_nsec", "ctime_nsec", "used")]
 
 
-class Timeval(ctypes.Structure):
-    _fields_ = [("sec", ctypes.c_long), ("usec", ctypes.c_long)]
-
-
 class Dirent(ctypes.Structure):
     """The beginning of struct nfsdirent."""
 
@@ -60,9 +56,9 @@ def load():
             ("opendir", text, out), ("readdir", handle), ("closedir", handle),
             ("open", text, ctypes.c_int, out), ("create", text, ctypes.c_int, ctypes.c_int, out), ("close", handle),
             ("pread", handle, u64, u64, out), ("pwrite", handle, u64, u64, text),
-            ("mkdir2", text, ctypes.c_int), ("rename", text, text), ("unlink", text), ("rmdir", text),
-            ("truncate", text, u64), ("statvfs64", text, out), ("chmod", text, ctypes.c_int), ("access2", text),
-            ("utimes", text, out), ("parse_url_dir", text), ("destroy_url",)):
+            ("rename", text, text), ("unlink", text), ("rmdir", text),
+            ("truncate", text, u64), ("statvfs64", text, out), ("access2", text),
+            ("parse_url_dir", text), ("destroy_url",)):
         getattr(lib, "nfs_" + name).argtypes = [handle] + list(args)
     lib.nfs_parse_url_dir.restype = ctypes.c_void_p
     return lib
@@ -159,9 +155,6 @@ class Mount:
         self.check(lib.nfs_create(self.nfs, path.encode(), flags, mode, ctypes.byref(f)))
         self.close(f)
 
-    def op_mkdir(self, path, mode):
-        self.check(lib.nfs_mkdir2(self.nfs, path.encode(), mode))
-
     def op_rename(self, path, to):
         self.check(lib.nfs_rename(self.nfs, path.encode(), to.encode()))
 
@@ -173,13 +166,6 @@ class Mount:
 
     def op_truncate(self, path, size):
         self.check(lib.nfs_truncate(self.nfs, path.encode(), size))
-
-    def op_chmod(self, path, mode):
-        self.check(lib.nfs_chmod(self.nfs, path.encode(), mode))
-
-    def op_utimes(self, path, seconds):
-        times = (Timeval * 2)(Timeval(seconds, 0), Timeval(seconds, 0))
-        self.check(lib.nfs_utimes(self.nfs, path.encode(), times))
 
     def op_access(self, path):
         return {"mode": self.check(lib.nfs_access2(self.nfs, path.encode()))}
