@@ -66,7 +66,7 @@ var rules = []rule{
 			{"appliance/ovirt/imageio/x.go": `import _ "github.com/ovirt/go-ovirt"`}, {"fs/x.go": `import _ "github.com/hanwen/go-fuse/v2/fuse"`},
 			{"fs/x_test.go": `import _ "github.com/willscott/go-nfs"`}, {"fs/fuse/x_test.go": `import _ "github.com/willscott/go-nfs-client/nfs"`},
 			{"chunkstore/x.go": `import b "github.com/dgraph-io/badger/v4"`}, {"chunkstore/x.go": `import _ "filippo.io/age/armor"`},
-			{"appliance/api/x.go": `import _ "github.com/spf13/cobra"`},
+			{"appliance/api/x.go": `import _ "github.com/spf13/cobra"`}, {"appliance/api/client/x.go": `import _ "github.com/danielgtaylor/huma/v2"`},
 		},
 		sound: []sources{{
 			"appliance/ovirt/x.go": `import _ "github.com/ovirt/go-ovirt"`, "fs/fuse/x.go": `import _ "github.com/hanwen/go-fuse/v2/fs"`,
