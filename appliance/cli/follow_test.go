@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-backup/holdfast/appliance"
-	"github.com/holdfast-backup/holdfast/appliance/api"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
@@ -239,28 +237,8 @@ func TestManyEnded(t *testing.T) {
 func TestAProcessAsksADaemon(t *testing.T) {
 	b := boxAt(t, t.TempDir())
 	b.node.states[backupID] = backupStates()[:2]
-	h, err := api.New(api.Options{Service: b.node, Version: "test"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp("", "hf") // a socket's path is short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	ctx, cancel := context.WithCancel(t.Context())
-	ready, served := make(chan struct{}), make(chan error, 1)
-	go func() {
-		served <- api.Serve(ctx, api.Listeners{Socket: filepath.Join(dir, "sock"), Ready: func(api.Addresses) { close(ready) }}, h)
-	}()
-	defer func() {
-		cancel()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	}()
-	<-ready
-	b.env["HOLDFAST_NODE"] = filepath.Join(dir, "sock")
+	socket := serveAPI(t, b.node)
+	b.env["HOLDFAST_NODE"] = socket
 	p := b.start("vm", "show", "web", "-o", "json")
 	var v appliance.VM
 	if decode(t, p.line()+"\n", &v); v.Name != "web" || len(v.Disks) != 2 || p.wait() != 0 {
@@ -276,6 +254,6 @@ func TestAProcessAsksADaemon(t *testing.T) {
 	}
 	w.end(syscall.SIGINT)
 	b.failed(w.result(), exitInterrupted, nil, "the task goes on", "holdfast task watch "+backupID)
-	b.env["HOLDFAST_NODE"] = filepath.Join(dir, "nobody")
+	b.env["HOLDFAST_NODE"] = filepath.Join(filepath.Dir(socket), "nobody")
 	b.failed(b.start("vm", "list").result(), exitUnreachable, nil, "nobody", "holdfastd")
 }
