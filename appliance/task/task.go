@@ -214,11 +214,13 @@ func (h *Handle) Note(text string) {
 	h.r.wake(h.t.ID)
 }
 
-// Progress says how far the step is. The time left is worked out here, from the pace since the step began.
+// Progress says how far the step is. The time left is worked out here, from the pace since the step began, once there
+// is something to go by: a hundredth, or a minute.
 func (h *Handle) Progress(p appliance.Progress) {
 	h.mu.Lock()
 	spent := h.r.o.Now().Sub(h.since)
-	if p.DoneBytes > 0 && p.TotalBytes > p.DoneBytes && spent > 2*time.Second {
+	soon := spent > 2*time.Second && p.DoneBytes >= p.TotalBytes/100
+	if p.DoneBytes > 0 && p.TotalBytes > p.DoneBytes && (soon || spent > time.Minute) {
 		p.SecondsLeft = spent.Seconds() * float64(p.TotalBytes-p.DoneBytes) / float64(p.DoneBytes)
 	}
 	h.t.Progress = &p

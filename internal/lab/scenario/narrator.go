@@ -74,11 +74,14 @@ func (n *narrator) quoted() io.Writer { return &quoter{n: n} }
 // quoter marks each line. A program that draws progress over and over in one line is shown its last state only.
 type quoter struct {
 	n    *narrator
+	mu   sync.Mutex // guards rest: a program's two outputs may be one quoter
 	rest []byte
 }
 
 // Write implements io.Writer and never fails.
 func (q *quoter) Write(b []byte) (int, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	q.rest = append(q.rest, b...)
 	for {
 		i := bytes.IndexByte(q.rest, '\n')
