@@ -159,7 +159,7 @@ func (w *worker) awaitMove(ctx context.Context, i int) (failed string, err error
 }
 
 // quietLooks is how often nothing may be seen of a move before it counts as never begun.
-const quietLooks = 15
+const quietLooks = 18
 
 // moveProgress estimates how far the copy is. The engine gives no bytes; but what the host has read of the disk from us
 // since the move began is what it has copied.

@@ -405,17 +405,20 @@ func (b *backup) begin() (*chunkstore.Session, error) {
 	return b.Store.Begin(when, b.labels(), raw), nil
 }
 
+// eager is how much shorter than usual the first pause of a poll is: many things are done at once.
+const eager = 8
+
 // poll calls f until it says so, with a pause between calls.
 func poll(ctx context.Context, pause, within time.Duration, f func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	for {
+	for wait := pause / eager; ; wait = min(2*wait, pause) {
 		done, err := f()
 		if done || err != nil {
 			return err
 		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return errs.Wrap("wait for the engine", "", ctx.Err())
 		}

@@ -23,6 +23,8 @@ const (
 type machine struct {
 	spec engine.VMSpec // as it was started; disks may have moved since
 	vm   *qemu.VM
+	// started is when vm's process ran.
+	started time.Time
 	// shell is held by whoever types at the console, which one may do at a time. It is a channel so that waiting for it
 	// can be given up.
 	shell    chan struct{}
@@ -58,7 +60,7 @@ func (h *Host) StartVM(ctx context.Context, spec engine.VMSpec) error {
 		return err
 	}
 	h.mu.Lock()
-	m.vm = vm
+	m.vm, m.started = vm, time.Now()
 	h.mu.Unlock()
 	h.work.Go(func() {
 		<-vm.Done()
@@ -127,6 +129,15 @@ func (h *Host) RunningVMs() []string {
 		}
 	}
 	return ids
+}
+
+// Started returns when the process of a VM, by id or name, was started.
+func (h *Host) Started(vm string) (time.Time, error) {
+	m, err := h.running("look at the VM", vm)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return m.started, nil
 }
 
 // StopVM implements engine.VMHost. The guest is not asked; its disks are closed in order, as vdsm has them closed.

@@ -1,9 +1,10 @@
 package scenario_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/holdfast-backup/holdfast/internal/lab/debian"
@@ -22,7 +23,9 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	_ = os.RemoveAll(built.dir) // it is in the folder for temporary files
+	os.Exit(code)
 }
 
 func TestCore(t *testing.T) {
@@ -45,19 +48,36 @@ func TestCore(t *testing.T) {
 	}
 }
 
-// programs returns the folder of the holdfast program: the one that `make test` has just built, else a new one, since
+// built is the folder of the programs that this test has built.
+var built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+// programs returns the folder of the product's programs: those that `make test` has just built, else new ones, since
 // a binary left from another day would prove nothing.
 func programs(t *testing.T) string {
 	t.Helper()
 	if dir := os.Getenv("HOLDFAST_BIN"); dir != "" {
 		return dir
 	}
-	dir := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, "holdfast"),
-		"github.com/holdfast-backup/holdfast/cmd/holdfast")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build holdfast: %v\n%s", err, out)
+	built.once.Do(func() { built.dir, built.err = build() })
+	if built.err != nil {
+		t.Fatal(built.err)
 	}
-	return dir
+	return built.dir
+}
+
+func build() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "holdfast-test-"); err != nil {
+		return "", err
+	}
+	const commands = "github.com/holdfast-backup/holdfast/cmd/"
+	b := exec.Command("go", "build", "-o", dir, commands+"holdfast", commands+"holdfastd")
+	b.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := b.CombinedOutput(); err != nil {
+		return dir, fmt.Errorf("build the programs: %w\n%s", err, out)
+	}
+	return dir, nil
 }
