@@ -29,7 +29,7 @@ build: go-is-new-enough ## build bin/holdfast, bin/holdfastd and bin/holdfast-la
 	@for program in cmd/*/; do $(BUILD) -o "bin/$$(basename "$$program")" "./$$program"; done
 
 .PHONY: demo
-demo: deps build ## watch the product at work on real parts (about five minutes; the first time longer)
+demo: deps build ## watch the main job with oVirt on real parts (about four minutes; the first time longer)
 	@$(SUDO) bin/holdfast-lab run --bin bin
 
 .PHONY: check
@@ -43,9 +43,9 @@ check: go-is-new-enough ## what every commit must pass: format, vet, tidy, impor
 	CGO_ENABLED=1 go test -race -short -timeout 5m ./...
 
 .PHONY: test
-test: deps build ## run every test, on real parts too (installs what is missing; under 15 minutes)
-	@$(SUDO) bin/holdfast-lab disk
-	HOLDFAST_REAL_PARTS=1 HOLDFAST_BIN='$(CURDIR)/bin' go test -count=1 -timeout 14m \
+test: deps build ## run every test, on real parts too (installs what is missing; under 25 minutes)
+	@$(SUDO) bin/holdfast-lab fetch
+	HOLDFAST_REAL_PARTS=1 HOLDFAST_BIN='$(CURDIR)/bin' go test -count=1 -timeout 20m \
 		$(if $(SUDO),-exec '$(SUDO) env "PATH=$(PATH)"') ./...
 
 .PHONY: bench

@@ -61,9 +61,21 @@ func command() *cobra.Command {
 		Use: "holdfast-lab", Short: "Try Holdfast on real disks and real machines, without an oVirt",
 		SilenceErrors: true, SilenceUsage: true,
 	}
-	root.AddCommand(upCommand(), downCommand(), runCommand(), execCommand(), faultCommand(), diskCommand(), serveCommand(),
+	root.AddCommand(upCommand(), downCommand(), runCommand(), execCommand(), faultCommand(), fetchCommand(), diskCommand(), serveCommand(),
 		bench.Command(programFolder()))
 	return root
+}
+
+func fetchCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "fetch", Short: "Bring all that the lab needs from the network into the cache", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := parts.Need(parts.Build, parts.Machine, parts.Imageio); err != nil {
+				return err
+			}
+			return fetchParts(cmd.Context(), cmd.ErrOrStderr())
+		},
+	}
 }
 
 func diskCommand() *cobra.Command {
