@@ -19,31 +19,37 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
-// dropUnborn removes memtables' logs that hold nothing: badger makes the file first and gives it a size afterwards, and
-// refuses the whole folder when a kill came in between. Nothing that was acknowledged can be in an empty file.
-func dropUnborn(dir string) error {
-	logs, err := filepath.Glob(filepath.Join(dir, "*.mem"))
+// dropEmptyLogs removes the logs of memtables and of values that are empty files. Badger makes a log first and gives it
+// a size afterwards, takes the size away first and the name afterwards when it removes one, and refuses the whole folder
+// when a kill came in between. Nothing that was acknowledged can be in an empty file, and the ring tells if it should
+// have been.
+func dropEmptyLogs(dir string) error {
+	names, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
-	for _, name := range logs {
-		st, err := os.Stat(name)
+	for _, n := range names {
+		if ext := filepath.Ext(n.Name()); ext != ".mem" && ext != ".vlog" || !n.Type().IsRegular() {
+			continue
+		}
+		st, err := n.Info()
 		if err != nil {
 			return err
 		}
 		if st.Size() > 0 {
 			continue
 		}
-		if err := os.Remove(name); err != nil {
+		if err := os.Remove(filepath.Join(dir, n.Name())); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// checkFolder reads every table that the manifest lists and checks all of it. It may panic on what it reads.
+// checkFolder takes away what a kill left and badger would not take, then reads every table that the manifest lists and
+// checks all of it. It may panic on what it reads.
 func checkFolder(dir string) error {
-	if err := dropUnborn(dir); err != nil {
+	if err := dropEmptyLogs(dir); err != nil {
 		return err
 	}
 	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))

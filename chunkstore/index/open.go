@@ -4,13 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
-	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -24,11 +19,10 @@ const (
 	defaultMemTable = 8 << 20
 	defaultReserve  = 256 << 20
 
-	// asideMark is what the name of a folder that was moved aside has behind the index's own; a time follows.
-	asideMark = ".bad-"
-
 	// reasonNone is why the index of a new store is fresh.
 	reasonNone = "there was none"
+	// reasonCut is why an index is fresh that a kill met while it was made.
+	reasonCut = "its making was cut short"
 )
 
 // Open opens the index in the folder dir, which belongs to the store with that UUID, and makes it if there is none.
@@ -57,6 +51,9 @@ func Open(dir string, storeUUID [16]byte, o Options) (*Index, error) {
 	if err != nil {
 		_ = x.lock.Close()
 		return nil, errs.Wrap(op, dir, err)
+	}
+	if err := dropOlderAsides(dir); err != nil && o.Log != nil {
+		o.Log.Warn("index: cannot remove what was moved aside long ago", "op", op, "err", err)
 	}
 	return x, nil
 }
@@ -125,14 +122,7 @@ func distrustDamage(err error) error {
 func readState(dir string) (s state, err error) {
 	b, err := disk.ReadFile(disk.OS{}, filepath.Join(dir, stateName), stateSize)
 	if errs.Is(err, errs.NotFound) {
-		names, err := os.ReadDir(dir)
-		if err != nil {
-			return s, err
-		}
-		if len(names) == 0 {
-			return s, distrust{reasonNone}
-		}
-		return s, distrust{"its state file is missing"}
+		return s, withoutState(dir)
 	}
 	if err == nil {
 		s, err = decodeState(b)
@@ -143,16 +133,30 @@ func readState(dir string) (s state, err error) {
 	return s, nil
 }
 
-// begin makes an empty index in the empty, locked folder.
+// withoutState says what a folder without a state file is, or why it cannot be told.
+func withoutState(dir string) error {
+	names, err := os.ReadDir(dir)
+	switch {
+	case err != nil:
+		return err
+	case len(names) == 0:
+		return distrust{reasonNone}
+	case unfinished(names):
+		return distrust{reasonCut}
+	}
+	return distrust{"its state file is missing"}
+}
+
+// begin makes an empty index in the empty, locked folder. The state file comes last: with it the folder is complete,
+// and without it a kill came in between.
 func (x *Index) begin(store [16]byte) (err error) {
-	if x.state, err = createState(x.dir, state{version: FormatVersion, store: store}); err != nil {
-		return err
-	}
 	if err := guard(x.openBadger); err != nil {
-		_ = x.state.close()
 		return err
 	}
-	return nil
+	if x.state, err = createState(x.dir, state{version: FormatVersion, store: store}); err != nil {
+		_ = guard(x.db.Close)
+	}
+	return err
 }
 
 // tableSize is the size of a table on every level. Badger would double it from level to level, and a compaction holds
@@ -242,75 +246,6 @@ func lockFolder(dir string) (*os.File, error) {
 		return nil, os.NewSyscallError("flock", err)
 	}
 	return f, nil
-}
-
-// moveAside moves the folder away unless it is empty, makes a new one and locks it. Of the folders moved aside before,
-// it removes those older than this one.
-func (x *Index) moveAside() error {
-	names, err := os.ReadDir(x.dir)
-	if err != nil || len(names) == 0 {
-		return err
-	}
-	if unfinished(names) {
-		return x.empty(names)
-	}
-	aside := x.dir + asideMark + strconv.FormatInt(time.Now().UnixNano(), 10)
-	if err := os.Rename(x.dir, aside); err != nil {
-		return err
-	}
-	parent := filepath.Dir(x.dir)
-	if err := (disk.OS{}).SyncDir(parent); err != nil {
-		return err
-	}
-	lock, err := lockFolder(x.dir)
-	if err != nil {
-		return err
-	}
-	_ = x.lock.Close()
-	x.lock = lock
-	return removeOlder(parent, filepath.Base(x.dir)+asideMark, filepath.Base(aside))
-}
-
-// unfinished tells a folder whose making was cut short: it has what badger makes first, and neither the state file, which
-// is written last, nor a table. There is nothing in it to look at. A file that badger does not make is somebody's.
-func unfinished(names []os.DirEntry) bool {
-	for _, n := range names {
-		switch name := n.Name(); {
-		case n.IsDir():
-			return false
-		case slices.Contains([]string{"MANIFEST", "MANIFEST-REWRITE", "KEYREGISTRY", "KEYREGISTRY-REWRITE", "DISCARD", "LOCK"}, name):
-		case strings.HasSuffix(name, ".mem"), strings.HasSuffix(name, ".vlog"), name == stateName+disk.TempSuffix:
-		default:
-			return false
-		}
-	}
-	return true
-}
-
-// empty removes what is in the folder, files only: whatever else lies there is not badger's.
-func (x *Index) empty(names []os.DirEntry) error {
-	for _, n := range names {
-		if err := os.Remove(filepath.Join(x.dir, n.Name())); err != nil {
-			return err
-		}
-	}
-	return (disk.OS{}).SyncDir(x.dir)
-}
-
-func removeOlder(parent, prefix, keep string) error {
-	all, err := os.ReadDir(parent)
-	if err != nil {
-		return err
-	}
-	for _, d := range all {
-		if !strings.HasPrefix(d.Name(), prefix) || d.Name() == keep {
-			continue
-		}
-		if err := os.RemoveAll(filepath.Join(parent, d.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
 }
 
 // spaceLeft fails when less than reserve bytes are free: badger writes through memory maps, where a full disk kills
