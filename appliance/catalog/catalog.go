@@ -37,6 +37,9 @@ const (
 // Kinds lists every kind.
 var Kinds = [...]Kind{Managers, Tasks, Runs, Sessions}
 
+// one is the kind's name for people, of one document.
+func (k Kind) one() string { return strings.TrimSuffix(string(k), "s") }
+
 // maxDocument bounds a document in bytes: a VM's configuration is tens of KiB.
 const maxDocument = 8 << 20
 
@@ -75,14 +78,14 @@ func (c *Catalog) Put(kind Kind, id string, v any) error {
 	}
 	b, err := json.MarshalIndent(v, "", " ")
 	if err != nil {
-		return errs.New("keep "+string(kind), id, errs.Bug, err)
+		return errs.New("keep "+kind.one(), id, errs.Bug, err)
 	}
 	if len(b) > maxDocument {
-		return errs.Text("keep "+string(kind), id, errs.Invalid, "the document is too large")
+		return errs.Text("keep "+kind.one(), id, errs.Invalid, "the document is too large")
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return errs.Wrap("keep "+string(kind), id, disk.Publish(c.d, file, append(b, '\n')))
+	return errs.Wrap("keep "+kind.one(), id, disk.Publish(c.d, file, append(b, '\n')))
 }
 
 // Get reads a document into v. errs.NotFound if there is none, errs.Corrupt if it cannot be understood.
@@ -93,13 +96,13 @@ func (c *Catalog) Get(kind Kind, id string, v any) error {
 	}
 	b, err := disk.ReadFile(c.d, file, maxDocument)
 	if errs.Is(err, errs.NotFound) {
-		return errs.Text("find "+string(kind), id, errs.NotFound, "there is none of that name")
+		return errs.Text("find "+kind.one(), id, errs.NotFound, "there is none of that name")
 	}
 	if err != nil {
-		return errs.Wrap("read "+string(kind), id, err)
+		return errs.Wrap("read "+kind.one(), id, err)
 	}
 	if err := json.Unmarshal(b, v); err != nil {
-		return errs.New("read "+string(kind), id, errs.Corrupt, err).WithNext("Look at " + file + "; a copy of the node's state folder has a whole one.")
+		return errs.New("read "+kind.one(), id, errs.Corrupt, err).WithNext("Look at " + file + "; a copy of the node's state folder has a whole one.")
 	}
 	return nil
 }
@@ -129,12 +132,12 @@ func (c *Catalog) Delete(kind Kind, id string) error {
 	defer c.mu.Unlock()
 	err = c.d.Remove(file)
 	if errs.Is(err, errs.NotFound) {
-		return errs.Text("remove "+string(kind), id, errs.NotFound, "there is none of that name")
+		return errs.Text("remove "+kind.one(), id, errs.NotFound, "there is none of that name")
 	}
 	if err == nil {
 		err = c.d.SyncDir(path.Dir(file))
 	}
-	return errs.Wrap("remove "+string(kind), id, err)
+	return errs.Wrap("remove "+kind.one(), id, err)
 }
 
 // List reads all documents of a kind. A damaged one is reported beside the others.

@@ -78,7 +78,7 @@ func (f *fakeNode) GetManager(_ context.Context, name string) (appliance.Manager
 			return m, nil
 		}
 	}
-	return appliance.Manager{}, none("managers", name)
+	return appliance.Manager{}, none("manager", name)
 }
 
 func (f *fakeNode) RemoveManager(_ context.Context, name string) error {
@@ -146,7 +146,7 @@ func (f *fakeNode) GetSession(_ context.Context, id string) (appliance.Session, 
 			return s, nil
 		}
 	}
-	return appliance.Session{}, none("sessions", id)
+	return appliance.Session{}, none("session", id)
 }
 
 func (f *fakeNode) StartMigrate(_ context.Context, id, to string) (appliance.Task, error) {
@@ -170,7 +170,7 @@ func (f *fakeNode) GetTask(_ context.Context, id string) (appliance.Task, error)
 			return t, nil
 		}
 	}
-	return appliance.Task{}, none("tasks", id)
+	return appliance.Task{}, none("task", id)
 }
 
 func (f *fakeNode) CancelTask(_ context.Context, id string) error { return f.call("CancelTask", id) }
@@ -194,7 +194,7 @@ func (f *fakeNode) WatchTask(ctx context.Context, id string, show func(appliance
 		}
 	}
 	if len(states) == 0 {
-		return none("tasks", id)
+		return none("task", id)
 	}
 	if f.broken != nil {
 		return f.broken

@@ -121,11 +121,17 @@ func (a *app) addManager(ctx context.Context, command string, s api.Service, m n
 		return usage(command, "no user was named: use --user USER@DOMAIN")
 	case m.caFile != "" && m.Fingerprint != "":
 		return usage(command, "--ca-file and --accept-fingerprint both say whom to trust: use one of them")
+	case m.Fingerprint != "" && sha256Hex.FindString(m.Fingerprint) != m.Fingerprint:
+		return usage(command, "--accept-fingerprint "+m.Fingerprint+": a SHA-256 has 64 hexadecimal digits; without the flag the command shows it")
 	}
 	if m.caFile != "" {
 		pem, err := readSmall("read certificate authority", m.caFile)
 		if err != nil {
 			return err
+		}
+		if !bytes.Contains(pem, []byte("-----BEGIN CERTIFICATE-----")) {
+			return errs.Text("read certificate authority", m.caFile, errs.Invalid, "there is no certificate in PEM form in it").
+				WithNext("Name a copy of the engine's own: on its machine it is /etc/pki/ovirt-engine/ca.pem.")
 		}
 		m.CA = string(pem)
 	}

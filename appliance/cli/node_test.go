@@ -46,7 +46,8 @@ manager show nonsense`},
 	}, `
 manager add new --url engine2.example.com --user admin@internal --password-file password
 manager add new --url engine2.example.com --user admin@internal --password-file password --node /run/other.sock
-manager add new --url engine2.example.com --user admin@internal --password-file password --accept-fingerprint 00:11`},
+manager add new --url engine2.example.com --user admin@internal --password-file password --accept-fingerprint 00:11
+manager add new --url engine2.example.com --user admin@internal --password-file password --accept-fingerprint ` + strings.Repeat("00", 32)},
 	{"manager-password", nil, `
 manager add new --url e --user u@d --password-file shared
 manager add new --url e --user u@d --password-file empty
@@ -315,8 +316,8 @@ func TestPasswordsArriveWhole(t *testing.T) {
 		"simple\n": "simple", "simple": "simple", "dos\r\n": "dos", " spaces \n": " spaces ", "end\r": "end\r", "ü€\n": "ü€",
 	} {
 		b := boxAt(t, t.TempDir())
-		b.ok("manager", "add", "n", "--url", "e", "--user", "u@d", "--password-file", b.file("p", []byte(content)), "--ca-file", b.file("ca", []byte("PEM")))
-		if got := b.node.asked("AddManager"); got != "AddManager[{Name:n URL:e User:u@d Password:"+want+" CA:PEM Fingerprint:}]" {
+		b.ok("manager", "add", "n", "--url", "e", "--user", "u@d", "--password-file", b.file("p", []byte(content)), "--ca-file", b.file("ca", []byte("-----BEGIN CERTIFICATE-----")))
+		if got := b.node.asked("AddManager"); got != "AddManager[{Name:n URL:e User:u@d Password:"+want+" CA:-----BEGIN CERTIFICATE----- Fingerprint:}]" {
 			t.Errorf("%q: %q", content, got)
 		}
 	}

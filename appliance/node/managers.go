@@ -175,11 +175,12 @@ func (m *managers) trust(ctx context.Context, s api.ManagerSpec, d *managerDoc) 
 	}
 	if !ovirt.SameFingerprint(s.Fingerprint, found) {
 		why := "the engine's certificate authority is not known yet; its fingerprint (SHA-256) is " + found
+		next := "Compare it with the engine's own (there: openssl x509 -in /etc/pki/ovirt-engine/ca.pem -noout -fingerprint -sha256), then add the manager with --accept-fingerprint, or with --ca-file."
 		if s.Fingerprint != "" {
-			why = "the engine shows a certificate authority with another fingerprint: " + found
+			why = "the engine's certificate authority has another fingerprint (SHA-256) than the one that was confirmed: " + found
+			next = "Look at the engine's own (there: openssl x509 -in /etc/pki/ovirt-engine/ca.pem -noout -fingerprint -sha256). If it is not the one above, do not go on: somebody may stand between."
 		}
-		return errs.Text("trust engine", d.URL, errs.Denied, why).
-			WithNext("Compare it with the engine's (openssl x509 -in /etc/pki/ovirt-engine/ca.pem -noout -fingerprint -sha256), then add the manager with --accept-fingerprint, or with --ca-file.")
+		return errs.Text("trust engine", d.URL, errs.Denied, why).WithNext(next)
 	}
 	d.CA, d.Fingerprint = string(pem), found
 	return nil

@@ -106,11 +106,14 @@ func FetchCA(ctx context.Context, address string) (cert []byte, fingerprint stri
 	if err != nil {
 		return nil, "", errs.Wrap(op, address, netError(ctx, err))
 	}
-	if resp.StatusCode != http.StatusOK {
+	switch {
+	case resp.StatusCode >= http.StatusInternalServerError:
 		return nil, "", errs.Wrap(op, address, refusal(resp, body))
+	case resp.StatusCode != http.StatusOK:
+		return nil, "", errs.Wrap(op, address, foreign(resp, errs.Transient))
 	}
 	if fingerprint, err = Fingerprint(body); err != nil {
-		return nil, "", errs.Wrap(op, address, err)
+		return nil, "", errs.Wrap(op, address, foreign(resp, errs.Invalid))
 	}
 	if err := checkChain(resp.TLS, body, req.URL.Hostname()); err != nil {
 		return nil, "", errs.Wrap(op, address, err)

@@ -19,9 +19,10 @@ import (
 )
 
 const (
-	nextDown  = "Check that the engine runs and that this node reaches it: open its address in a browser, or curl -k ADDRESS/ovirt-engine/services/health."
-	nextRight = "Give the user the permission in the engine (Administration, Users), or add the manager with another user."
-	nextWait  = "Something else works on it: try again when it is done. The VM's and the storage's events in the engine tell what it is."
+	nextDown   = "Check that the engine runs and that this node reaches it: open its address in a browser, or curl -k ADDRESS/ovirt-engine/services/health."
+	nextEngine = "Check the address: another web server may answer there. An engine that is just starting answers like this too: wait a little then."
+	nextRight  = "Give the user the permission in the engine (Administration, Users), or add the manager with another user."
+	nextWait   = "Something else works on it: try again when it is done. The VM's and the storage's events in the engine tell what it is."
 )
 
 // fault is how the engine refuses.
@@ -56,7 +57,7 @@ type faultText struct {
 	} `json:"fault" xml:"fault"`
 }
 
-var tags = regexp.MustCompile(`<[^>]*>`)
+var tags = regexp.MustCompile(`(?is)<title>.*?</title>|<[^>]*>`)
 
 // parseFault reads a refusal. html says that it is a page: of the engine's front, of something before it, or of an
 // engine that is starting or has met a bug of its own.
@@ -129,7 +130,7 @@ func classify(f *fault, html bool) (errs.Kind, string) {
 	case html && strings.Contains(f.detail, "RESTEASY"):
 		return errs.Unsupported, "This engine does not know the request: it may be older than 4.4.7."
 	case html && f.status == http.StatusNotFound: // an engine that is starting, or another server altogether
-		return errs.Transient, nextDown
+		return errs.Transient, nextEngine
 	case f.status == http.StatusBadGateway || f.status == http.StatusServiceUnavailable ||
 		f.status == http.StatusGatewayTimeout || f.status == http.StatusTooManyRequests:
 		return errs.Transient, nextDown
@@ -182,7 +183,7 @@ func netError(ctx context.Context, err error) error {
 		return errs.New(op, "", errs.Denied, certError(err))
 	}
 	var dns *net.DNSError
-	if errors.As(err, &dns) && dns.IsNotFound {
+	if errors.As(err, &dns) {
 		return errs.New(op, "", errs.Transient, err).WithNext("Check the manager's name, and this node's name server.")
 	}
 	return errs.New(op, "", errs.Transient, err).WithNext(nextDown)

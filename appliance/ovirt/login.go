@@ -121,11 +121,16 @@ func (c *Client) sso(ctx context.Context, path string, form url.Values) (a token
 	if json.Unmarshal(body, &a) != nil {
 		err := refusal(resp, body)
 		if resp.StatusCode < 500 && resp.StatusCode != http.StatusUnauthorized { // also 200 and 404: not the engine
-			err = errs.Text("log in to", c.base, errs.Transient, "the answer ("+resp.Status+") is not the engine's").WithNext(nextDown)
+			err = foreign(resp, errs.Transient)
 		}
 		return a, resp, err
 	}
 	return a, resp, nil
+}
+
+// foreign is the error of an answer that is no engine's.
+func foreign(resp *http.Response, kind errs.Kind) error {
+	return errs.Text("read the answer", "", kind, "what answers there ("+resp.Status+") is not an engine").WithNext(nextEngine)
 }
 
 func nonEmpty(all ...string) (some []string) {
