@@ -8,8 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-backup/holdfast/internal/lab/datacenter"
 	"github.com/holdfast-backup/holdfast/internal/lab/pki"
@@ -19,79 +23,102 @@ import (
 // right command works.
 func TestBadManagers(t *testing.T) {
 	y := newYard(t, yardOptions{address: "127.0.0.11"})
-	closed := closedPort(t, "127.0.0.11")
-	web := httptest.NewTLSServer(http.NotFoundHandler())
-	defer web.Close()
-	wrong, empty, lines := y.file("wrong", "no\n"), y.file("empty", "\n"), y.file("lines", "a\nb\n")
-	other := y.otherAuthority()
-	add := func(flags ...string) []string { return append([]string{"manager", "add", "lab"}, flags...) }
-	url, user, password := "--url", "--user", "--password-file"
-	right, ca := []string{password, y.center.PasswordFile}, []string{"--ca-file", y.center.CAFile}
-	for name, c := range map[string]struct {
-		code int
-		says []string
-		args []string
-	}{
-		"closed port": {codeUnreachable, []string{"refused", closed, "Check that the engine runs"},
-			add(append(right, url, closed, user, datacenter.User, ca[0], ca[1])...)},
-		"closed port, no authority": {codeUnreachable, []string{"refused", closed, "Check that the engine runs"},
-			add(append(right, url, closed, user, datacenter.User)...)},
-		"no such name": {codeUnreachable, []string{"engine.invalid", "name server"},
-			add(append(right, url, "engine.invalid", user, datacenter.User, ca[0], ca[1])...)},
-		"wrong password": {codeDenied, []string{datacenter.User, "password", "locked"},
-			add(password, wrong, url, y.front.url, user, datacenter.User, ca[0], ca[1])},
-		"no domain": {codeUsage, []string{"admin", "domain", "admin@internal"},
-			add(append(right, url, y.front.url, user, "admin", ca[0], ca[1])...)},
-		"unknown domain": {codeDenied, []string{"admin@nowhere", "domain", "admin@internal"},
-			add(append(right, url, y.front.url, user, "admin@nowhere", ca[0], ca[1])...)},
-		"no role": {codeDenied, []string{"not authorized", "permission"},
-			add(append(right, url, y.front.url, user, "nobody@internal", ca[0], ca[1])...)},
-		"wrong authority": {codeDenied, []string{"certificate", "--ca-file"},
-			add(append(right, url, y.front.url, user, datacenter.User, ca[0], other)...)},
-		"no certificate": {codeUsage, []string{"PEM", "--ca-file"},
-			add(append(right, url, y.front.url, user, datacenter.User, ca[0], wrong)...)},
-		"wrong fingerprint": {codeDenied, []string{"another fingerprint", "openssl x509"},
-			add(append(right, url, y.front.url, user, datacenter.User, "--accept-fingerprint", strings.Repeat("ab", 32))...)},
-		"no fingerprint": {codeDenied, []string{"fingerprint"},
-			add(append(right, url, y.front.url, user, datacenter.User, "--accept-fingerprint", "yes")...)},
-		"a web server": {codeUnreachable, []string{"not", "engine"},
-			add(append(right, url, web.URL, user, datacenter.User)...)},
-		"a web server, its authority": {codeUnreachable, []string{"not", "engine"},
-			add(append(right, url, web.URL, user, datacenter.User, ca[0], y.certificateOf(web))...)},
-		"not an address": {codeUsage, []string{"ovirt-engine/api"},
-			add(append(right, url, "http://engine.example.com", user, datacenter.User, ca[0], ca[1])...)},
-		"no password file": {codeNotFound, []string{"nowhere", "on this machine"},
-			add(password, filepath.Join(y.dir, "nowhere"), url, y.front.url, user, datacenter.User, ca[0], ca[1])},
-		"empty password file": {codeUsage, []string{empty, "empty"},
-			add(password, empty, url, y.front.url, user, datacenter.User, ca[0], ca[1])},
-		"password file of two lines": {codeUsage, []string{lines, "more than one line"},
-			add(password, lines, url, y.front.url, user, datacenter.User, ca[0], ca[1])},
-		"no authority file": {codeNotFound, []string{"nowhere", "on this machine"},
-			add(append(right, url, y.front.url, user, datacenter.User, ca[0], filepath.Join(y.dir, "nowhere"))...)},
-	} {
-		t.Run(name, func(t *testing.T) {
-			y := y.in(t)
-			y.fails(c.code, c.says, c.args...)
-			var known []struct{}
-			if y.works(&known, "manager", "list"); len(known) > 0 {
-				t.Error("the manager was added")
-			}
-			y.clean()
-		})
+	for _, cases := range [][]badManager{y.unreachable(), y.badLogins(), y.badTrust(), y.badFiles()} {
+		for _, c := range cases {
+			t.Run(c.name, func(t *testing.T) {
+				y := y.in(t)
+				y.fails(c.code, c.says, append([]string{"manager", "add", "lab"}, c.args...)...)
+				var known []struct{}
+				if y.works(&known, "manager", "list"); len(known) > 0 {
+					t.Error("the manager was added")
+				}
+				y.clean()
+			})
+		}
 	}
-	t.Run("unconfirmed", func(t *testing.T) { y.in(t).confirm(add(append(right, url, y.front.url, user, datacenter.User)...)) })
+	t.Run("unconfirmed", func(t *testing.T) { y.in(t).confirm() })
 	y.works(nil, "manager", "rm", "lab")
 	y.add()
 	y.fails(codeConflict, []string{"lab", "exists"}, y.adding("lab")...)
 	y.works(nil, "manager", "show", "lab")
-	y.fails(codeNotFound, []string{"prod", "manager list"}, "manager", "show", "prod")
-	y.fails(codeNotFound, []string{"prod", "manager list"}, "manager", "rm", "prod")
+	y.fails(codeNotFound, []string{"manager prod", "manager list"}, "manager", "show", "prod")
+	y.fails(codeNotFound, []string{"manager prod", "manager list"}, "manager", "rm", "prod")
+	y.fails(codeUsage, []string{"my engine", "a-z"}, y.adding("my engine")...)
+}
+
+// badManager is a way to add a manager that cannot work: what is said, and the flags.
+type badManager struct {
+	name string
+	code int
+	says []string
+	args []string
+}
+
+// login is a command's flags with everything right; more flags win over them.
+func (y *yard) login(more ...string) []string {
+	return append([]string{"--url", y.front.url, "--user", datacenter.User, "--password-file", y.center.PasswordFile}, more...)
+}
+
+func (y *yard) unreachable() []badManager {
+	closed, silent := closedPort(y.t, "127.0.0.11"), silentPort(y.t)
+	web := httptest.NewTLSServer(http.NotFoundHandler())
+	y.t.Cleanup(web.Close)
+	welcome := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>Welcome</html>")) }))
+	y.t.Cleanup(welcome.Close)
+	own := y.file("web.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw})))
+	const check, address = "Check that the engine runs", "Check the address"
+	return []badManager{
+		{"closed port", codeUnreachable, []string{"refused", closed, check}, y.login("--url", closed, "--ca-file", y.center.CAFile)},
+		{"closed port, no authority", codeUnreachable, []string{"refused", closed, check}, y.login("--url", closed)},
+		{"silent port", codeUnreachable, []string{"timeout", silent, check}, y.login("--url", silent)},
+		{"no such name", codeUnreachable, []string{"engine.invalid", "name server"}, y.login("--url", "engine.invalid", "--ca-file", y.center.CAFile)},
+		{"a web server", codeUnreachable, []string{"404 Not Found", "not an engine", address}, y.login("--url", web.URL)},
+		{"a web server, its authority", codeUnreachable, []string{"404 Not Found", "not an engine", address}, y.login("--url", web.URL, "--ca-file", own)},
+		{"a web server's welcome", codeUsage, []string{"200 OK", "not an engine", address}, y.login("--url", welcome.URL)},
+		{"a web server's welcome, its authority", codeUnreachable, []string{"200 OK", "not an engine", address}, y.login("--url", welcome.URL, "--ca-file", own)},
+		{"not an address", codeUsage, []string{"https only", "ovirt-engine/api"}, y.login("--url", "http://engine.example.com", "--ca-file", y.center.CAFile)},
+	}
+}
+
+func (y *yard) badLogins() []badManager {
+	with := func(more ...string) []string { return y.login(append(more, "--ca-file", y.center.CAFile)...) }
+	return []badManager{
+		{"wrong password", codeDenied, []string{datacenter.User, "password", "locked"}, with("--password-file", y.file("wrong", "no\n"))},
+		{"no domain", codeUsage, []string{"user name admin:", "domain is missing", "admin@internal"}, with("--user", "admin")},
+		{"unknown domain", codeDenied, []string{"admin@nowhere", "domain", "admin@internal"}, with("--user", "admin@nowhere")},
+		{"no role", codeDenied, []string{"nobody@internal", "not authorized", "Give the user the permission"}, with("--user", "nobody@internal")},
+	}
+}
+
+func (y *yard) badTrust() []badManager {
+	other, err := pki.New("somebody else")
+	if err != nil {
+		y.t.Fatal(err)
+	}
+	text := y.file("text", "no certificate\n")
+	return []badManager{
+		{"wrong authority", codeDenied, []string{"certificate", "unknown authority", "--ca-file"}, y.login("--ca-file", y.file("other.pem", string(other.PEM())))},
+		{"no certificate", codeUsage, []string{text, "PEM", "/etc/pki/ovirt-engine/ca.pem"}, y.login("--ca-file", text)},
+		{"wrong fingerprint", codeDenied, []string{"another fingerprint", "openssl x509", "do not go on"}, y.login("--accept-fingerprint", strings.Repeat("ab", 32))},
+		{"no fingerprint", codeUsage, []string{"--accept-fingerprint yes", "64 hexadecimal digits"}, y.login("--accept-fingerprint", "yes")},
+	}
+}
+
+func (y *yard) badFiles() []badManager {
+	empty, lines, nowhere := y.file("empty", "\n"), y.file("lines", "a\nb\n"), filepath.Join(y.dir, "nowhere")
+	return []badManager{
+		{"no password file", codeNotFound, []string{nowhere, "on this machine"}, y.login("--password-file", nowhere)},
+		{"no password file named", codeUsage, []string{"no terminal", "--password-file"}, []string{"--url", y.front.url, "--user", datacenter.User}},
+		{"empty password file", codeUsage, []string{empty, "empty"}, y.login("--password-file", empty)},
+		{"password file of two lines", codeUsage, []string{lines, "more than one line"}, y.login("--password-file", lines)},
+		{"no authority file", codeNotFound, []string{nowhere, "on this machine"}, y.login("--ca-file", nowhere)},
+	}
 }
 
 // confirm adds an engine that nothing is known of, and then does what it is told: it copies the command that is shown.
-func (y *yard) confirm(args []string) {
+func (y *yard) confirm() {
 	y.t.Helper()
-	out := y.fails(codeDenied, []string{"openssl x509", "confirmed"}, args...)
+	out := y.fails(codeDenied, []string{"openssl x509", "confirmed"}, append([]string{"manager", "add", "lab"}, y.login()...)...)
 	var again string
 	for line := range strings.Lines(out.Stderr) {
 		if line = strings.TrimSpace(line); strings.HasPrefix(line, "holdfast manager add") {
@@ -132,18 +159,31 @@ func closedPort(t *testing.T, address string) string {
 	return l.Addr().String()
 }
 
-// otherAuthority returns the file of an authority that has nothing to do with the engine.
-func (y *yard) otherAuthority() string {
-	y.t.Helper()
-	a, err := pki.New("somebody else")
-	if err != nil {
-		y.t.Fatal(err)
+// silentPort returns an address that swallows what is sent to it, as a firewall does: a socket that takes no more
+// connections, since nobody accepts them.
+func silentPort(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		err = unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 11}})
 	}
-	return y.file("other.pem", string(a.PEM()))
-}
-
-// certificateOf returns the file of a server's own certificate.
-func (y *yard) certificateOf(s *httptest.Server) string {
-	y.t.Helper()
-	return y.file("web.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})))
+	if err == nil {
+		err = unix.Listen(fd, 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := net.JoinHostPort("127.0.0.11", strconv.Itoa(at.(*unix.SockaddrInet4).Port))
+	for {
+		conn, err := net.DialTimeout("tcp", address, time.Second)
+		if err != nil {
+			return address // the queue is full
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+	}
 }
