@@ -75,16 +75,16 @@ func dropOlderAsides(dir string) error {
 	if err != nil {
 		return err
 	}
-	var times []int64
+	var times []uint64
 	for _, d := range all {
 		rest, ours := strings.CutPrefix(d.Name(), prefix)
-		if at, err := strconv.ParseInt(rest, 10, 64); ours && err == nil && strconv.FormatInt(at, 10) == rest {
+		if at, err := strconv.ParseUint(rest, 10, 64); ours && err == nil && strconv.FormatUint(at, 10) == rest {
 			times = append(times, at)
 		}
 	}
 	slices.Sort(times)
 	for _, at := range times[:max(len(times)-1, 0)] {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(parent, prefix+strconv.FormatInt(at, 10))))
+		err = errors.Join(err, os.RemoveAll(filepath.Join(parent, prefix+strconv.FormatUint(at, 10))))
 	}
 	return err
 }

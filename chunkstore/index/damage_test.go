@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -63,7 +64,9 @@ func copyFolder(t *testing.T, from, to string) {
 	for _, d := range names {
 		b, err := os.ReadFile(filepath.Join(from, d.Name()))
 		must(t, err)
-		must(t, os.WriteFile(filepath.Join(to, d.Name()), b, 0o600))
+		name := filepath.Join(to, d.Name())
+		must(t, os.WriteFile(name, bytes.TrimRight(b, "\x00"), 0o600)) // most of a log is a hole
+		must(t, os.Truncate(name, int64(len(b))))
 	}
 }
 

@@ -23,7 +23,7 @@ const (
 // TestMain turns the program into the child when it is asked to.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
-		if err := child(dir, os.Getenv(childSeed)); err != nil {
+		if err := child(dir, os.Getenv(childSeed), os.Getenv(childPuts)); err != nil {
 			fmt.Println("error", err)
 			os.Exit(1)
 		}
@@ -35,10 +35,18 @@ func TestMain(m *testing.M) {
 const childBatch = 200
 
 // child puts batches for ever. It prints a line after each acknowledged one, and replaces and deletes along the way.
-func child(dir, seed string) error {
+// With puts it is a visitor.
+func child(dir, seed, puts string) error {
 	n, err := strconv.ParseUint(seed, 10, 64)
 	if err != nil {
 		return err
+	}
+	if puts != "" {
+		batches, err := strconv.Atoi(puts)
+		if err != nil {
+			return err
+		}
+		return visit(dir, n, batches)
 	}
 	x, err := Open(dir, storeA, small)
 	if err != nil {
