@@ -51,7 +51,7 @@ func visitUntil(t *testing.T, dir string, n, puts int) (acked int, ended bool) {
 	return strings.Count(string(said), "put "), ended
 }
 
-// step is the distance between the calls at which a child is killed.
+// step is the distance between the places at which something is killed or cut.
 func step() int {
 	if testing.Short() {
 		return 5

@@ -58,7 +58,7 @@ func TestKilledWithinTheManifest(t *testing.T) {
 	note = append(binary.BigEndian.AppendUint32(note, crc32.Checksum(change, castagnoli)), change...)
 	manifest, err := os.ReadFile(filepath.Join(s.dir, badger.ManifestFilename))
 	must(t, err)
-	for n := range len(note) {
+	for n := 0; n < len(note); n += step() {
 		dir := filepath.Join(t.TempDir(), "index")
 		copyFolder(t, s.dir, dir)
 		must(t, os.WriteFile(filepath.Join(dir, badger.ManifestFilename), append(manifest, note[:n]...), 0o600))
@@ -91,7 +91,7 @@ func TestKilledWithinATransaction(t *testing.T) {
 	if after-before < 50 {
 		t.Fatalf("the transaction has %d bytes", after-before)
 	}
-	for cut := before; cut <= after; cut++ {
+	for cut := before; cut <= after; cut += step() {
 		dir := filepath.Join(t.TempDir(), "index")
 		copyFolder(t, s.dir, dir)
 		log := filepath.Join(dir, filepath.Base(logs[0]))
