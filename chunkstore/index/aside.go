@@ -41,14 +41,18 @@ func (x *Index) moveAside() error {
 	return nil
 }
 
-// unfinished tells a folder whose making was cut short: it has what badger makes first, and neither the state file, which
-// is written last, nor a table. There is nothing in it to look at. A file that badger does not make is somebody's.
+// badgerFiles are the files that badger makes under one name, or makes before it renames them.
+var badgerFiles = []string{"MANIFEST", "MANIFEST-REWRITE", "KEYREGISTRY", "REWRITE-KEYREGISTRY", "DISCARD", "LOCK"}
+
+// unfinished tells a folder whose making was cut short: it has what badger makes first, and neither the state file,
+// which is written last, nor a table. There is nothing in it to look at. A file that badger does not make is
+// somebody's.
 func unfinished(names []os.DirEntry) bool {
 	for _, n := range names {
 		switch name := n.Name(); {
 		case n.IsDir():
 			return false
-		case slices.Contains([]string{"MANIFEST", "MANIFEST-REWRITE", "KEYREGISTRY", "REWRITE-KEYREGISTRY", "DISCARD", "LOCK"}, name):
+		case slices.Contains(badgerFiles, name):
 		case strings.HasSuffix(name, ".mem"), strings.HasSuffix(name, ".vlog"), name == stateName+disk.TempSuffix:
 		default:
 			return false

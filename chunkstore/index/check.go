@@ -20,9 +20,9 @@ import (
 )
 
 // dropEmptyLogs removes the logs of memtables and of values that are empty files. Badger makes a log first and gives it
-// a size afterwards, takes the size away first and the name afterwards when it removes one, and refuses the whole folder
-// when a kill came in between. Nothing that was acknowledged can be in an empty file, and the ring tells if it should
-// have been.
+// a size afterwards, takes the size away first and the name afterwards when it removes one, and refuses the whole
+// folder when a kill came in between. Nothing that was acknowledged can be in an empty file, and the ring tells if it
+// should have been.
 func dropEmptyLogs(dir string) error {
 	names, err := os.ReadDir(dir)
 	if err != nil {

@@ -20,19 +20,19 @@
 //     them.
 //  4. After a failed write nothing more is written; the state of the folder is judged by the next Open.
 //  5. A folder that another process holds is never touched.
-//  6. Killing the process, at whatever moment, does not cost the index: the next Open goes on with it. An index that was
-//     still being made is begun again in its place.
+//  6. Killing the process, at whatever moment, does not cost the index: the next Open goes on with it. An index that
+//     was still being made is begun again in its place.
 //
 // What badger does not do for us, and where it is made up for. Its reads take a block whose checksum is wrong for one
 // that does not hold the key, its compactions drop such a block, and its parser ends the process when a file is shorter
 // than it thinks: so Open reads all tables and checks every block before badger sees them, and Verify does the same
 // while the index is in use. Its log replay stops silently at the first damaged record, and a log that is gone is not
-// noticed: so the ring is compared with the state file. It makes a log's file before it gives it a size, removes it in the
-// opposite order, and refuses a folder in which a kill left such an empty file: so Open removes these. Its writes go through memory maps, where a full disk is a
-// signal that kills the process: so writes are refused while little space is left. Its Sync is no barrier over logs
-// that were rotated away: so every transaction is synced by itself and Sync is never called. Its own transaction
-// numbers make each read wait for the sync of a concurrent write: so the numbers are ours ("managed mode") and reads
-// take the newest version.
+// noticed: so the ring is compared with the state file. It makes a log's file before it gives it a size, removes it in
+// the opposite order, and refuses a folder in which a kill left such an empty file: so Open removes these. Its writes
+// go through memory maps, where a full disk is a signal that kills the process: so writes are refused while little
+// space is left. Its Sync is no barrier over logs that were rotated away: so every transaction is synced by itself and
+// Sync is never called. Its own transaction numbers make each read wait for the sync of a concurrent write: so the
+// numbers are ours ("managed mode") and reads take the newest version.
 //
 // Concurrency: all methods may be called at the same time. Writers queue for one lock, which costs nothing since badger
 // syncs them one after the other anyway; readers do not wait for writers. Lock order: life, then writing.

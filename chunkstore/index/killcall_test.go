@@ -43,7 +43,7 @@ func visitUntil(t *testing.T, dir string, n, puts int) (acked int, ended bool) {
 	must(t, err)
 	defer out.Close()
 	c := exec.Command(os.Args[0])
-	c.Env = append(os.Environ(), childDir+"="+dir, fmt.Sprintf("%s=%d", childSeed, n), fmt.Sprintf("%s=%d", childPuts, puts))
+	c.Env = append(os.Environ(), childDir+"="+dir, fmt.Sprint(childSeed, "=", n), fmt.Sprint(childPuts, "=", puts))
 	c.Stdout, c.Stderr = out, os.Stderr
 	ended = killBefore(t, c, n)
 	said, err := os.ReadFile(out.Name())
@@ -59,9 +59,9 @@ func step() int {
 	return 1
 }
 
-// TestKilledAtEveryCall kills one process after another, each a little later. A copy of what each leaves must be opened,
-// not begun anew, with all that was acknowledged by any of them. Four in a row get what the one before them left, so
-// that a kill also meets the recovery from a kill; then the next gets the copy, which was closed.
+// TestKilledAtEveryCall kills one process after another, each a little later. A copy of what each leaves must be
+// opened, not begun anew, with all that was acknowledged by any of them. Four in a row get what the one before them
+// left, so that a kill also meets the recovery from a kill; then the next gets the copy, which was closed.
 func TestKilledAtEveryCall(t *testing.T) {
 	const puts = 2
 	dir := filepath.Join(t.TempDir(), "index")
