@@ -40,13 +40,6 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 )
 
-// Parts are what a Host needs from the machine.
-var Parts = []parts.Part{
-	{Path: "/usr/bin/python3", Package: "python3"},
-	{Path: "/usr/lib/x86_64-linux-gnu/libnfs.so.13", Package: "libnfs-utils"},
-	{Path: "qemu-img", Package: "qemu-utils"},
-}
-
 // Options say what a host is like. The zero value is good.
 type Options struct {
 	HostID   int           // 1 to 250, as engines number hosts; 0 means 1
@@ -97,7 +90,7 @@ func New(o Options) (*Host, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if err := parts.Need(Parts); err != nil {
+	if err := parts.Need(parts.NFSClient); err != nil {
 		return nil, err
 	}
 	return &Host{o: o, log: o.Logger, domains: map[string]*domain{}}, nil

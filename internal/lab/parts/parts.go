@@ -46,6 +46,12 @@ var (
 	}
 	// Imageio runs oVirt's daemon for images: internal/lab/imageio.
 	Imageio = append(slices.Clone(Python), Part{"qemu-nbd", "qemu-utils"})
+	// NFSClient is a host's way to storage domains on NFS: internal/lab/nfsdomain.
+	NFSClient = []Part{
+		{"/usr/bin/python3", "python3"},
+		{"/usr/lib/x86_64-linux-gnu/libnfs.so.13", "libnfs-utils"}, // which depends on the library of that release
+		{"qemu-img", "qemu-utils"},
+	}
 	// Mount shows points as files.
 	Mount = []Part{{"fusermount3", "fuse3"}}
 	// Sanlock reads and formats the leases of a storage domain: tests of appliance/instant/domain.
