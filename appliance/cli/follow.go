@@ -52,6 +52,9 @@ func (a *app) outcome(t appliance.Task) error {
 		return nil
 	}
 	show := "See what it did and what it left: " + a.commandLine("task", "show", t.ID)
+	if t.Problem != nil && t.Problem.Cleaned != "" {
+		a.note("Cleaned up: " + plain(t.Problem.Cleaned))
+	}
 	if t.State == appliance.TaskCanceled {
 		return errs.Text("wait for task", t.ID, errs.Canceled, taskName(t)+" was canceled").WithNext(show)
 	}
@@ -59,9 +62,6 @@ func (a *app) outcome(t appliance.Task) error {
 	if p == nil {
 		return errs.Text("wait for task", t.ID, errs.Bug, taskName(t)+" failed, and the node does not say why").
 			WithNext("Look at the node's log (journalctl -u holdfastd), and please report this.")
-	}
-	if p.Cleaned != "" {
-		a.note("Cleaned up: " + plain(p.Cleaned))
 	}
 	next := p.Remedy
 	if next == "" {

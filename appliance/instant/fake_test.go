@@ -441,6 +441,7 @@ func (w *world) KeepSession(r Record) error { w.records[r.ID] = r; return nil }
 func (w *world) Step(string)                 {}
 func (w *world) Detail(string)               {}
 func (w *world) Note(s string)               { w.notes = append(w.notes, s) }
+func (w *world) StepFailed()                 {}
 func (w *world) Progress(appliance.Progress) {}
 
 func (w *world) options() Options {

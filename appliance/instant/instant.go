@@ -101,6 +101,7 @@ type Journal interface {
 // Reporter is told how far the work is; a task's handle is one.
 type Reporter interface {
 	Step(name string)
+	StepFailed() // the steps that follow undo what was begun
 	Detail(text string)
 	Note(text string)
 	Progress(p appliance.Progress)

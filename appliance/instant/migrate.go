@@ -33,12 +33,13 @@ func Migrate(ctx context.Context, o Options, r *Record, report Reporter) error {
 			if task.Ending(ctx) {
 				return err // the engine goes on moving, and the next start goes on watching
 			}
+			w.report.StepFailed()
 			back := w.enter(appliance.SessionRunning)
 			err = errs.Wrap("migrate disk", r.Volumes[i].Alias, err)
 			if back != nil {
 				return back
 			}
-			w.report.Note("The disk goes on being served by this node; nothing was lost. Try again with `holdfast session migrate " + r.ID + "`.")
+			err = task.Cleaned(err, "the disk goes on being served by this node, the VM runs, and nothing was lost; `holdfast session migrate "+r.ID+"` tries again")
 			w.event(ctx, ovirt.EventWarning, fmt.Sprintf("Holdfast: a disk of %s could not be migrated (session %s).", r.VM, r.ID))
 			return err
 		}

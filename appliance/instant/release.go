@@ -50,7 +50,8 @@ func (w *worker) release(ctx context.Context) error {
 		return err
 	}
 	for _, part := range []func(context.Context) error{w.removeVM, w.removeDisks, w.removeDomain, w.removeConnection} {
-		if err := part(ctx); err != nil {
+		// An engine that does not answer is waited for: what is left on it would be seen by every host.
+		if err := w.repeat(ctx, "take the session apart", func() error { return part(ctx) }); err != nil {
 			return err
 		}
 	}
@@ -61,6 +62,9 @@ func (w *worker) release(ctx context.Context) error {
 	end := appliance.SessionReleased
 	if w.r.Undoing {
 		end = appliance.SessionFailed
+		if w.r.Problem != nil {
+			w.r.Problem.Cleaned = undone
+		}
 	}
 	w.r.OVF = "" // the point has it
 	return w.enter(end)

@@ -77,17 +77,23 @@ func SetUp(ctx context.Context, o Options, r *Record, report Reporter) error {
 	}
 	r.Undoing, r.RemoveVM = true, true
 	r.Problem = problem(err)
-	w.report.Note("It failed: " + err.Error() + ". Taking everything apart again.")
+	w.report.StepFailed()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWithin)
 	defer cancel()
+	cleaned := undone
 	if uerr := w.release(ctx); uerr != nil {
-		w.report.Note("NOT everything could be taken apart: " + uerr.Error() + ". The node tries again at its next start; `holdfast session release " + r.ID + "` tries now.")
-	} else {
-		w.report.Note("Taken apart: nothing is left on the engine, and the restore point is unchanged.")
+		cleaned = "NOT all of it (" + uerr.Error() + "); `holdfast session release " + r.ID + "` tries again, and so does the node at its next start"
+		if r.Problem.Cleaned = cleaned; w.Journal.KeepSession(*r) != nil {
+			w.report.Note("The session's record could not be written.")
+		}
 	}
+	err = task.Cleaned(err, cleaned)
 	w.event(ctx, ovirt.EventError, fmt.Sprintf("Holdfast: the instant restore of %s failed (session %s).", r.SourceVM, r.ID))
 	return err
 }
+
+// undone is what can be said of a session that was taken apart.
+const undone = "nothing of the session is left on the engine, and the restore point is unchanged"
 
 func (w *worker) setUp(ctx context.Context) error {
 	begun := w.r.State == appliance.SessionPrepare
@@ -315,8 +321,8 @@ func (w *worker) event(ctx context.Context, s ovirt.Severity, text string) {
 const eager = 8
 
 // poll calls f until it says so, with a pause between calls that grows to the usual one. What the engine refuses for a passing reason is asked again.
-func poll(ctx context.Context, pause, within time.Duration, what string, f func() (bool, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
+func poll(parent context.Context, pause, within time.Duration, what string, f func() (bool, error)) error {
+	ctx, cancel := context.WithTimeout(parent, within)
 	defer cancel()
 	for wait := pause / eager; ; wait = min(2*wait, pause) {
 		done, err := f()
@@ -326,8 +332,12 @@ func poll(ctx context.Context, pause, within time.Duration, what string, f func(
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			if err == nil {
-				err = ctx.Err()
+			switch {
+			case parent.Err() != nil:
+				err = parent.Err()
+			case err == nil:
+				err = errs.Text("wait for the engine", "", errs.Transient, "it was not done within "+within.String()).
+					WithNext("Look at the events and tasks in the engine.")
 			}
 			return errs.Wrap(what, "", err)
 		}

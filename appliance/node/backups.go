@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"strings"
 
 	"github.com/holdfast-backup/holdfast/appliance"
 	"github.com/holdfast-backup/holdfast/appliance/api"
@@ -138,6 +139,11 @@ func hole(d ovirt.Disk) string {
 
 // findVM finds a VM by name or ID, and the engine it is on, which is nil for one that only the store knows.
 func (n *Node) findVM(ctx context.Context, nameOrID, manager string) (appliance.VM, *login, error) {
+	if manager != "" {
+		if err := n.catalog.Get(catalog.Managers, manager, new(managerDoc)); err != nil {
+			return appliance.VM{}, nil, err
+		}
+	}
 	all, bad := n.ListVMs(ctx)
 	var found []appliance.VM
 	for _, v := range all {
@@ -152,16 +158,39 @@ func (n *Node) findVM(ctx context.Context, nameOrID, manager string) (appliance.
 	case len(found) == 0 && len(bad) > 0:
 		return appliance.VM{}, nil, bad[0] // it may be on the engine that does not answer
 	case len(found) == 0:
-		return appliance.VM{}, nil, errs.Text("find VM", nameOrID, errs.NotFound, "no engine has a VM of that name or ID").
-			WithNext("See `holdfast vm list`.")
+		return appliance.VM{}, nil, n.nowhere(nameOrID)
 	case len(found) > 1:
-		return appliance.VM{}, nil, errs.Text("find VM", nameOrID, errs.Invalid, fmt.Sprintf("%d VMs have that name", len(found))).
-			WithNext("Name it by its ID, or name its manager.")
+		return appliance.VM{}, nil, ambiguous(nameOrID, found)
 	case found[0].Status == "gone":
 		return found[0], nil, nil
 	}
 	c, err := n.managers.client(ctx, found[0].Manager)
 	return found[0], c, err
+}
+
+// nowhere is the error of a VM that nobody has, and says whom to ask.
+func (n *Node) nowhere(name string) error {
+	ids, err := n.catalog.IDs(catalog.Managers)
+	if err == nil && len(ids) == 0 {
+		return errs.Text("find VM", name, errs.NotFound, "this node knows no engine yet").
+			WithNext("Add one: holdfast manager add NAME --url URL --user USER@DOMAIN --password-file F")
+	}
+	return errs.Text("find VM", name, errs.NotFound, "no engine has a VM of that name or ID").WithNext("See `holdfast vm list`.")
+}
+
+// ambiguous is the error of a name that several VMs have, and says how to tell them apart.
+func ambiguous(name string, found []appliance.VM) error {
+	var which []string
+	ids := map[string]bool{}
+	for _, v := range found {
+		ids[v.ID] = true
+		which = append(which, strings.TrimSpace(v.ID+" "+v.Manager))
+	}
+	next := "Name it by its ID."
+	if len(ids) < len(found) { // one engine under two names
+		next = "Say which with --manager."
+	}
+	return errs.Text("find VM", name, errs.Invalid, fmt.Sprintf("%d VMs have that name: %s", len(found), strings.Join(which, ", "))).WithNext(next)
 }
 
 // StartBackup implements api.Service.
@@ -175,7 +204,8 @@ func (n *Node) StartBackup(ctx context.Context, s api.BackupSpec) (appliance.Tas
 		return none, errs.Text("back up", v.Name, errs.NotFound, "no engine has this VM any more; only its points are left")
 	}
 	t := appliance.Task{ID: task.NewID(), Kind: appliance.TaskBackup, Subject: v.Name, Manager: v.Manager}
-	return n.begin("vm/"+v.Manager+"/"+v.ID, t, func(ctx context.Context, h *task.Handle) (map[string]any, error) {
+	return n.begin(vmObject(v.Manager, v.ID), t, func(ctx context.Context, h *task.Handle) (map[string]any, error) {
+		defer n.afterRun(ctx, t.ID)
 		if s.Strategy != "cbt" {
 			h.Note("Strategy cbt: it is the only one so far.")
 		}
@@ -186,6 +216,19 @@ func (n *Node) StartBackup(ctx context.Context, s api.BackupSpec) (appliance.Tas
 		}
 		return backupResult(res), nil
 	})
+}
+
+// vmObject is what a task on a VM works on.
+func vmObject(manager, id string) string { return "vm/" + manager + "/" + id }
+
+// afterRun takes over what a run could not clean up: its record is still there then.
+func (n *Node) afterRun(ctx context.Context, id string) {
+	var left runDoc
+	if task.Ending(ctx) || n.catalog.Get(catalog.Runs, id, &left) != nil {
+		return // the next start does it, or there is nothing to do
+	}
+	n.clearing(left)
+	n.wg.Go(func() { n.recoverRun(n.background, left, appliance.Task{}, false) })
 }
 
 func (n *Node) cbtOptions(c *login, r cbt.Reporter, v appliance.VM, task string, full bool) cbt.Options {

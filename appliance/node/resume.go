@@ -18,7 +18,7 @@ const retryPause = time.Minute
 
 // resume picks up what the node left when it ended or was killed. First of all the sessions are served again, for VMs
 // wait for their disks; what needs an engine goes on in the background, in tasks that people can see.
-func (n *Node) resume(ctx, background context.Context) error {
+func (n *Node) resume(ctx context.Context) error {
 	rs, bad := n.records()
 	for _, err := range bad {
 		n.log.Error("a session's record cannot be read: it is not served", "err", err)
@@ -43,7 +43,8 @@ func (n *Node) resume(ctx, background context.Context) error {
 	for _, r := range runs {
 		t, had := interrupted[r.Task]
 		delete(interrupted, r.Task)
-		n.wg.Go(func() { n.recoverRun(background, r, t, had) })
+		n.clearing(r)
+		n.wg.Go(func() { n.recoverRun(n.background, r, t, had) })
 	}
 	for i := range rs {
 		if err := n.resumeSession(&rs[i], interrupted); err != nil {
@@ -60,15 +61,19 @@ func (n *Node) resume(ctx, background context.Context) error {
 	return nil
 }
 
-// recoverRun takes away what a killed backup left on the engine, again and again until it is gone.
-func (n *Node) recoverRun(ctx context.Context, r runDoc, t appliance.Task, hadTask bool) {
-	key := "vm/" + r.Manager + "/" + string(r.VM)
+// clearing keeps new backups of a VM waiting until an old one is cleared away.
+func (n *Node) clearing(r runDoc) {
 	n.mu.Lock()
-	n.busy[key] = r.Task // no new backup of the VM before the old one is cleared away
-	n.mu.Unlock()
+	defer n.mu.Unlock()
+	n.busy[vmObject(r.Manager, string(r.VM))] = work{task: r.Task, clearing: true}
+}
+
+// recoverRun takes away what a backup left on the engine that was killed, or could not clean up, again and again until it
+// is gone.
+func (n *Node) recoverRun(ctx context.Context, r runDoc, t appliance.Task, hadTask bool) {
 	defer func() {
 		n.mu.Lock()
-		delete(n.busy, key)
+		delete(n.busy, vmObject(r.Manager, string(r.VM)))
 		n.mu.Unlock()
 	}()
 	p := &appliance.Problem{Code: task.Code(errs.Canceled), Title: "back up " + r.VMName, Cause: "the node ended while the backup ran"}
@@ -80,7 +85,7 @@ func (n *Node) recoverRun(ctx context.Context, r runDoc, t appliance.Task, hadTa
 			}
 			return
 		}
-		n.log.Warn("a killed backup is not cleaned up yet", "run", r.ID, "vm", r.VMName, "err", err)
+		n.log.Warn("a backup is not cleaned up yet", "run", r.ID, "vm", r.VMName, "err", err)
 		select {
 		case <-time.After(retryPause):
 		case <-ctx.Done():
@@ -117,6 +122,7 @@ func (n *Node) settleRun(t appliance.Task, p *appliance.Problem, point string) {
 type silent struct{}
 
 func (silent) Step(string)                 {}
+func (silent) StepFailed()                 {}
 func (silent) Detail(string)               {}
 func (silent) Note(string)                 {}
 func (silent) Progress(appliance.Progress) {}

@@ -39,13 +39,21 @@ type Node struct {
 	tasks    *task.Runner
 	managers *managers
 	exporter *exporter
-	mu       sync.Mutex        // guards busy
-	busy     map[string]string // what a task works on ("vm/…", "session/…") → the task's ID
-	stop     context.CancelFunc
-	wg       sync.WaitGroup // work that belongs to no task: cleaning up after a kill
+	mu       sync.Mutex      // guards busy
+	busy     map[string]work // by what it is done on: "vm/…", "session/…"
+	// background is the life of work that belongs to no task; stop ends it.
+	background context.Context
+	stop       context.CancelFunc
+	wg         sync.WaitGroup // work that belongs to no task: cleaning up after a kill
 }
 
 var _ api.Service = (*Node)(nil)
+
+// work is what goes on with a VM or a session.
+type work struct {
+	task     string // its ID
+	clearing bool   // the task has ended, and what it left is being cleared away
+}
 
 // NewNode opens the node's state, serves again what was served before it ended, and begins to clean up what was left.
 func NewNode(ctx context.Context, o NodeOptions) (*Node, error) {
@@ -59,7 +67,7 @@ func NewNode(ctx context.Context, o NodeOptions) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{o: o, log: o.Logger, store: o.Store, catalog: c, busy: map[string]string{}}
+	n := &Node{o: o, log: o.Logger, store: o.Store, catalog: c, busy: map[string]work{}}
 	n.tasks = task.New(task.Options{Catalog: c, Logger: o.Logger})
 	if n.managers, err = newManagers(n); err != nil {
 		return nil, err
@@ -67,9 +75,8 @@ func NewNode(ctx context.Context, o NodeOptions) (*Node, error) {
 	if n.exporter, err = newExporter(n); err != nil {
 		return nil, err
 	}
-	bg, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	n.stop = cancel
-	if err := n.resume(ctx, bg); err != nil {
+	n.background, n.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if err := n.resume(ctx); err != nil {
 		_ = n.Close(ctx)
 		return nil, err
 	}
@@ -96,18 +103,23 @@ func (n *Node) begin(object string, t appliance.Task, f func(context.Context, *t
 
 // beginLocked is begin for those who hold n.mu.
 func (n *Node) beginLocked(object string, t appliance.Task, f func(context.Context, *task.Handle) (map[string]any, error)) (appliance.Task, error) {
-	if by := n.busy[object]; by != "" {
-		return t, errs.Text("start "+string(t.Kind), t.Subject, errs.Busy, "task "+by+" works on it").
-			WithNext("Wait for it: holdfast task watch " + by)
+	if by, busy := n.busy[object]; busy && by.clearing {
+		return t, errs.Text("start "+string(t.Kind)+" of", t.Subject, errs.Busy, "what task "+by.task+" left on the engine is not cleared away yet").
+			WithNext("The node tries every minute: run the same command again when the engine answers.")
+	} else if busy {
+		return t, errs.Text("start "+string(t.Kind)+" of", t.Subject, errs.Busy, "task "+by.task+" works on it").
+			WithNext("Wait for it: holdfast task watch " + by.task)
 	}
 	if t.ID == "" {
 		t.ID = task.NewID()
 	}
-	n.busy[object] = t.ID
+	n.busy[object] = work{task: t.ID}
 	started, err := n.tasks.Start(t, func(ctx context.Context, h *task.Handle) (map[string]any, error) {
 		defer func() {
 			n.mu.Lock()
-			delete(n.busy, object)
+			if !n.busy[object].clearing {
+				delete(n.busy, object)
+			}
 			n.mu.Unlock()
 		}()
 		return f(ctx, h)

@@ -17,8 +17,14 @@ func TestLabFaults(t *testing.T) {
 		t.Errorf("expired token: %v", err)
 	}
 	l.fault(engine.FaultServerError)
-	if _, err := l.VM(ctx, labVM); !errs.Is(err, errs.Bug) {
-		t.Errorf("error page: %v", err)
+	if _, err := l.VM(ctx, labVM); err != nil {
+		t.Errorf("one error page: %v", err)
+	}
+	for range readTries {
+		l.fault(engine.FaultServerError)
+	}
+	if _, err := l.VM(ctx, labVM); !errs.Is(err, errs.Bug) || errs.NextStep(err) == "" {
+		t.Errorf("error pages: %v", err)
 	}
 	l.fault(engine.FaultVMLocked)
 	for range 4 { // 400 and 409 in turn

@@ -18,10 +18,10 @@
 //
 //  1. Every call takes a context, ends when it does, and has a deadline of its own: three minutes, ten for what waits for
 //     storage.
-//  2. Nothing is retried but what may be: reads, three times, when the engine cannot be reached; requests that carry an ID
-//     of ours (StartBackup, PostEvent); and what the engine refused because the login had expired, once. A request whose
-//     answer was lost is never simply sent again: either its ID makes it harmless, or the call looks first, or its comment
-//     says how the caller does. Busy is for the caller to try again.
+//  2. Nothing is retried but what may be: reads, three times, when the engine cannot be reached or answers with an
+//     error page; requests that carry an ID of ours (StartBackup, PostEvent); and what the engine refused because the login
+//     had expired, once. A request whose answer was lost is never simply sent again: either its ID makes it harmless, or
+//     the call looks first, or its comment says how the caller does. Busy is for the caller to try again.
 //  3. Faults become kinds of error: the caller decides by errs.Is, never by text. Conflict and locked objects are
 //     errs.Busy whatever HTTP status the engine chose; a name or ID that is taken is errs.Exists; a missing object is
 //     errs.NotFound, also where the engine answers with an empty list or falls over; a checkpoint that is not believed in

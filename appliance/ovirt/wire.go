@@ -52,7 +52,8 @@ func values(pairs []string) url.Values {
 // maxAnswer bounds an answer: ten thousand VMs with their links are half of it.
 const maxAnswer = 256 << 20
 
-// do sends a request and returns the answer's body. Reads that meet a passing fault are sent again.
+// do sends a request and returns the answer's body. Reads that meet a passing fault, or a fault of the engine's own, are
+// sent again.
 func (c *Client) do(ctx context.Context, r request) ([]byte, error) {
 	answer, err := c.try(ctx, r)
 	return answer, errs.Wrap(r.op, r.subject, err)
@@ -78,7 +79,8 @@ func (c *Client) try(parent context.Context, r request) ([]byte, error) {
 	for n := 1; ; n++ {
 		answer, err := c.authorized(ctx, r, body)
 		err = late(parent, ctx, err, timeout)
-		if err == nil || n >= tries || !errs.Is(err, errs.Transient) || sleep(ctx, pause) != nil {
+		again := errs.Is(err, errs.Transient) || statusOf(err) == http.StatusInternalServerError // often a lock inside
+		if err == nil || n >= tries || !again || sleep(ctx, pause) != nil {
 			return answer, err
 		}
 		pause *= 4

@@ -90,6 +90,7 @@ type Handle struct {
 	mu     sync.Mutex // guards the rest
 	t      appliance.Task
 	since  time.Time // when the progress began
+	failed bool      // a step was said to have failed
 }
 
 // ID returns the task's ID.
@@ -150,7 +151,7 @@ func (h *Handle) end(ctx context.Context, result map[string]any, err error) {
 		}
 		h.t.Problem = ProblemOf(err)
 	}
-	h.closeStep(now, err != nil)
+	h.closeStep(now, err != nil && !h.failed)
 	h.t.Progress = nil
 	h.keep()
 	t := h.t
@@ -190,6 +191,16 @@ func (h *Handle) Step(name string) {
 	h.closeStep(now, false)
 	h.t.Steps = append(h.t.Steps, appliance.Step{Name: name, Started: now})
 	h.t.Progress, h.since = nil, now
+	h.keep()
+	h.mu.Unlock()
+	h.r.wake(h.t.ID)
+}
+
+// StepFailed ends the step that runs as the one that failed: steps that follow undo what was begun.
+func (h *Handle) StepFailed() {
+	h.mu.Lock()
+	h.closeStep(h.r.o.Now().UTC(), true)
+	h.t.Progress, h.failed = nil, true
 	h.keep()
 	h.mu.Unlock()
 	h.r.wake(h.t.ID)
@@ -355,42 +366,4 @@ func (r *Runner) Settle(t appliance.Task, state appliance.TaskState, p *applianc
 	err := r.o.Catalog.Put(catalog.Tasks, t.ID, t)
 	r.wake(t.ID)
 	return err
-}
-
-// codes are the kinds of error as programs get them. They travel over the API and never change.
-var codes = [len(errs.Kinds)]string{
-	errs.Bug: "internal", errs.Invalid: "invalid", errs.NotFound: "not-found", errs.Exists: "exists",
-	errs.Denied: "denied", errs.Busy: "busy", errs.Transient: "unreachable", errs.Stale: "stale",
-	errs.NoSpace: "no-space", errs.Corrupt: "corrupt", errs.Unsupported: "unsupported", errs.Canceled: "canceled",
-}
-
-// Code returns the code of a kind of error.
-func Code(k errs.Kind) string { return codes[k] }
-
-// KindOfCode is the reverse of Code; an unknown code is errs.Bug.
-func KindOfCode(code string) errs.Kind {
-	for k, c := range codes {
-		if c == code {
-			return errs.Kind(k)
-		}
-	}
-	return errs.Bug
-}
-
-// ProblemOf tells an error as a problem.
-func ProblemOf(err error) *appliance.Problem {
-	if err == nil {
-		return nil
-	}
-	p := &appliance.Problem{Code: Code(errs.KindOf(err)), Title: err.Error(), Cause: err.Error(), Remedy: errs.NextStep(err)}
-	if e, ok := err.(*errs.Error); ok {
-		p.Title = e.Op
-		if e.Subject != "" {
-			p.Title += " " + e.Subject
-		}
-		if p.Cause = e.Kind.String(); e.Err != nil {
-			p.Cause = e.Err.Error()
-		}
-	}
-	return p
 }

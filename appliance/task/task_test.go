@@ -124,6 +124,42 @@ func TestFailuresCancelsAndPanics(t *testing.T) {
 	}
 }
 
+// TestWhatFailedAndWhatWasUndone: the step that failed is shown as such, not the one that cleaned up after it.
+func TestWhatFailedAndWhatWasUndone(t *testing.T) {
+	r := newRunner(t, disk.NewCrash())
+	started, err := r.Start(appliance.Task{Kind: appliance.TaskBackup}, func(_ context.Context, h *Handle) (map[string]any, error) {
+		h.Step("begin")
+		h.Step("read")
+		h.StepFailed()
+		h.Step("clean up")
+		cause := errs.Text("read disk", "d", errs.Stale, "it is gone").WithNext("Try again.")
+		return nil, errs.Wrap("back up", "web", Cleaned(cause, "nothing is left"))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	end, err := r.Wait(t.Context(), started.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed []string
+	for _, s := range end.Steps {
+		if s.Failed {
+			failed = append(failed, s.Name)
+		}
+		if s.Ended == nil {
+			t.Errorf("step %s has no end", s.Name)
+		}
+	}
+	if !slices.Equal(failed, []string{"read"}) {
+		t.Errorf("failed steps: %v", failed)
+	}
+	want := appliance.Problem{Code: "stale", Title: "back up web", Cause: "read disk d: it is gone", Cleaned: "nothing is left", Remedy: "Try again."}
+	if end.Problem == nil || *end.Problem != want {
+		t.Errorf("problem %+v, want %+v", end.Problem, want)
+	}
+}
+
 func TestInterruptedTasksAreSettled(t *testing.T) {
 	d := disk.NewCrash()
 	r := newRunner(t, d)

@@ -12,7 +12,9 @@
 //     the disk is read in full, in the same run, and the reason is told.
 //  3. The old checkpoint is removed only after the new point is committed; the new one is removed if it is not.
 //  4. Transfers are ended before the backup, and the backup is ended on every path, also after a cancellation.
-//  5. Unchanged neighbours of a change come from the parent point in our store, never over the wire; zeros are never read.
+//  5. An engine that does not answer is waited for (Options.Patience): it restarts now and then, and what has been read so
+//     far is not given up for that. What an engine refuses is not asked again, but for locks that are soon gone.
+//  6. Unchanged neighbours of a change come from the parent point in our store, never over the wire; zeros are never read.
 //
 // The package imports the store's words and the engine client's words, and declares what it calls. Source of the order
 // of calls: facts about oVirt's backup API (engine 4.5), replayed in tests by the lab's engine.
@@ -82,6 +84,7 @@ type Store interface {
 // Reporter is told how far a run is; a task's handle is one.
 type Reporter interface {
 	Step(name string)
+	StepFailed() // the steps that follow undo what was begun
 	Detail(text string)
 	Note(text string)
 	Progress(p appliance.Progress)
@@ -125,8 +128,10 @@ type Options struct {
 	Task    string
 	Full    bool          // read everything
 	Poll    time.Duration // default 1 s
-	Now     func() time.Time
-	NewID   func() ovirt.ID // default: a random UUID
+	// Patience is how long an engine may not answer before the run is given up; default 300 times Poll.
+	Patience time.Duration
+	Now      func() time.Time
+	NewID    func() ovirt.ID // default: a random UUID
 }
 
 // Result says what a run did.

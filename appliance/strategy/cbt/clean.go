@@ -6,6 +6,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast/appliance"
 	"github.com/holdfast-backup/holdfast/appliance/ovirt"
+	"github.com/holdfast-backup/holdfast/appliance/task"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
@@ -16,7 +17,7 @@ func (b *backup) finish(ctx context.Context, id ovirt.ID) error {
 	if errs.Is(refused, errs.NotFound) {
 		return nil // purged: it is over
 	}
-	return poll(ctx, b.Poll, finishWithin, func() (bool, error) {
+	return b.poll(ctx, finishWithin, func() (bool, error) {
 		got, err := b.Engine.Backup(ctx, b.run.VM, id)
 		if errs.Is(err, errs.NotFound) {
 			return true, nil
@@ -42,7 +43,7 @@ func (b *backup) finish(ctx context.Context, id ovirt.ID) error {
 }
 
 // afterCommit removes the checkpoint that the new point replaces, and the record. The point is safe: what fails here is
-// told, and tried again by the next run, which finds the checkpoint among those that are not ours any more.
+// told, and the record stays, for Recover to try again.
 func (b *backup) afterCommit(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupWithin)
 	defer cancel()
@@ -51,13 +52,13 @@ func (b *backup) afterCommit(ctx context.Context) {
 	for _, t := range b.run.Tries[:len(b.run.Tries)-1] {
 		if err := b.undo(ctx, t); err != nil {
 			done = false
-			b.Report.Note("An earlier try's backup could not be taken away and will be at the node's next start: " + err.Error())
+			b.Report.Note("An earlier try's backup could not be taken away yet; the node goes on trying: " + err.Error())
 		}
 	}
 	if b.run.Old != "" && b.run.Old != b.live.ToCheckpoint {
 		if err := b.removeCheckpoint(ctx, b.run.Old); err != nil {
 			done = false
-			b.Report.Note("The old checkpoint could not be removed and will be at the node's next start: " + err.Error())
+			b.Report.Note("The old checkpoint could not be removed yet; the node goes on trying: " + err.Error())
 		}
 	}
 	if done {
@@ -68,7 +69,7 @@ func (b *backup) afterCommit(ctx context.Context) {
 }
 
 func (b *backup) removeCheckpoint(ctx context.Context, id ovirt.ID) error {
-	return poll(ctx, b.Poll, finishWithin, func() (bool, error) {
+	return b.poll(ctx, finishWithin, func() (bool, error) {
 		err := b.Engine.RemoveCheckpoint(ctx, b.run.VM, id)
 		if errs.Is(err, errs.Busy) {
 			return false, nil
@@ -87,42 +88,43 @@ func (b *backup) clean(ctx context.Context, cause error) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupWithin)
 	defer cancel()
+	b.Report.StepFailed()
 	b.Report.Step("clean up")
 	for _, t := range b.run.Tries {
 		if err := b.undo(ctx, t); err != nil {
-			b.Report.Note("NOT cleaned up: backup " + string(t.ID) + " of VM " + b.run.VMName + ": " + err.Error() +
-				". The node tries again at its next start.")
-			return cause
+			return task.Cleaned(cause, "NOT yet: backup "+string(t.ID)+" of VM "+b.run.VMName+" may still be on the engine ("+
+				err.Error()+"); the node goes on trying")
 		}
 	}
-	b.Report.Note("Cleaned up: the backup was ended and its checkpoint removed; nothing is left on the engine.")
 	if err := b.Journal.ForgetRun(b.run.ID); err != nil && !errs.Is(err, errs.NotFound) {
 		b.Report.Note("The run's record could not be removed: " + err.Error())
 	}
-	return cause
+	return task.Cleaned(cause, "nothing of the backup is left on the engine")
 }
 
 // undo ends a backup's transfers and the backup, and removes the checkpoint it made.
 func (b *backup) undo(ctx context.Context, t RunBackup) error {
-	transfers, err := b.Engine.Transfers(ctx, t.ID)
-	if err != nil {
+	var transfers []ovirt.Transfer
+	if err := b.patient(ctx, func() (err error) {
+		transfers, err = b.Engine.Transfers(ctx, t.ID)
+		return err
+	}); err != nil {
 		return err
 	}
 	for _, x := range transfers {
-		if !ended(x.Phase) || x.Phase == ovirt.TransferPausedSystem {
-			if err := b.Engine.CancelTransfer(ctx, x.ID); err != nil && !errs.Is(err, errs.NotFound) {
-				return err
-			}
-		}
-		if err := b.awaitTransfer(ctx, x.ID); err != nil {
+		if err := b.cancelTransfer(ctx, x); err != nil {
 			return err
 		}
 	}
-	got, err := b.Engine.Backup(ctx, b.run.VM, t.ID)
+	var got ovirt.Backup
+	err := b.patient(ctx, func() (err error) {
+		got, err = b.Engine.Backup(ctx, b.run.VM, t.ID)
+		return err
+	})
 	if err != nil && !errs.Is(err, errs.NotFound) {
 		return err
 	}
-	if err == nil && got.Phase != ovirt.BackupSucceeded && got.Phase != ovirt.BackupFailed {
+	if err == nil && !over(got.Phase) {
 		if err := b.finish(ctx, t.ID); err != nil {
 			return err
 		}
@@ -130,17 +132,23 @@ func (b *backup) undo(ctx context.Context, t RunBackup) error {
 	return b.removeMade(ctx, t, got.ToCheckpoint)
 }
 
-func (b *backup) awaitTransfer(ctx context.Context, id ovirt.ID) error {
-	return poll(ctx, b.Poll, finishWithin, func() (bool, error) {
-		t, err := b.Engine.Transfer(ctx, id)
+// over tells whether a backup holds nothing any more.
+func over(p ovirt.BackupPhase) bool { return p == ovirt.BackupSucceeded || p == ovirt.BackupFailed }
+
+// cancelTransfer gives a transfer up and waits until it is over.
+func (b *backup) cancelTransfer(ctx context.Context, t ovirt.Transfer) error {
+	if !ended(t.Phase) || t.Phase == ovirt.TransferPausedSystem {
+		err := b.patient(ctx, func() error { return b.Engine.CancelTransfer(ctx, t.ID) })
+		if err != nil && !errs.Is(err, errs.NotFound) {
+			return err
+		}
+	}
+	return b.poll(ctx, finishWithin, func() (bool, error) {
+		t, err := b.Engine.Transfer(ctx, t.ID)
 		if errs.Is(err, errs.NotFound) {
 			return true, nil
 		}
-		switch t.Phase {
-		case ovirt.TransferFinishedSuccess, ovirt.TransferFinishedFailure, ovirt.TransferFinishedCleanup:
-			return true, err
-		}
-		return false, err
+		return finished(t.Phase), err
 	})
 }
 
@@ -160,10 +168,8 @@ func (b *backup) removeMade(ctx context.Context, t RunBackup, to ovirt.ID) error
 // Recover finishes what a run left behind when the node was killed. It returns the point that the run had committed, or
 // "". After an error the record stays, and Recover is called again.
 func Recover(ctx context.Context, o Options, run Run) (point string, err error) {
+	o.defaults()
 	b := &backup{Options: o, run: run}
-	if b.Poll <= 0 {
-		b.Poll = defaultPoll
-	}
 	points, bad := o.Store.Points(ctx)
 	if points == nil && len(bad) > 0 {
 		return "", bad[0]

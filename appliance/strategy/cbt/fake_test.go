@@ -37,6 +37,9 @@ type engine struct {
 	calls       int
 	dieAt       int // 0: never
 	dieLate     bool
+	awayFrom    int  // from this call on the engine does not answer; 0: it always does
+	awayFor     int  // so many calls
+	awayLate    bool // it carries out the first of them
 	lose        bool // the next incremental backup fails once it has started
 	refuse      bool // finalising is refused once, as with an active transfer
 	next        int
@@ -79,9 +82,18 @@ func (d *fakeDisk) write(off int, p []byte) {
 	}
 }
 
+// errAway is an engine that does not answer.
+var errAway = errs.Text("reach engine", "", errs.Transient, "connection refused")
+
 // call counts a call; die tells whether it fails, and whether before or after it was carried out.
 func (e *engine) call(do func() error) error {
 	e.calls++
+	if n := e.calls - e.awayFrom; e.awayFrom > 0 && n >= 0 && n < e.awayFor {
+		if n == 0 && e.awayLate {
+			_ = do() // nobody hears of it
+		}
+		return errAway
+	}
 	dead := e.dieAt > 0 && e.calls >= e.dieAt
 	if dead && (e.calls > e.dieAt || !e.dieLate) {
 		return errs.New("call engine", "", errs.Bug, errDead)
@@ -120,7 +132,11 @@ func (e *engine) Disks(context.Context, ovirt.ID) (out []ovirt.Disk, err error) 
 func (e *engine) StartBackup(_ context.Context, _ ovirt.ID, s ovirt.BackupSpec) (b ovirt.Backup, err error) {
 	err = e.call(func() error {
 		if e.backups[s.ID] != nil {
-			e.t.Errorf("backup %s is started twice", s.ID)
+			if e.awayFrom == 0 {
+				e.t.Errorf("backup %s is started twice", s.ID)
+			}
+			b = *e.backups[s.ID]
+			return nil
 		}
 		if s.From != "" && !slices.ContainsFunc(e.checkpoints, func(c ovirt.Checkpoint) bool { return c.ID == s.From }) {
 			return errs.Text("start backup", "", errs.Stale, "checkpoint does not exist")
@@ -357,6 +373,7 @@ func (r *rig) KeepRun(x Run) error       { r.runs[x.ID] = x; return nil }
 func (r *rig) ForgetRun(id string) error { delete(r.runs, id); return nil }
 
 func (r *rig) Step(string)                 {}
+func (r *rig) StepFailed()                 {}
 func (r *rig) Detail(string)               {}
 func (r *rig) Note(s string)               { r.notes = append(r.notes, s) }
 func (r *rig) Progress(appliance.Progress) {}

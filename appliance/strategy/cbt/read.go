@@ -3,6 +3,7 @@ package cbt
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/holdfast-backup/holdfast/appliance"
 	"github.com/holdfast-backup/holdfast/appliance/ovirt"
@@ -41,7 +42,7 @@ func (b *backup) readDisk(ctx context.Context, x *chunkstore.Session, d *disk, r
 	if d.incremental {
 		src.since = d.parent.Disk.Root.Size
 	}
-	err = src.load(ctx)
+	err = b.patient(ctx, func() error { return src.load(ctx) })
 	if err == nil {
 		b.Report.Detail(fmt.Sprintf("disk %d (%s): %s, %s to be read", d.Number, d.Alias, d.Mode, mib(src.needed)))
 		done := res.ReadBytes
@@ -57,6 +58,9 @@ func (b *backup) readDisk(ctx context.Context, x *chunkstore.Session, d *disk, r
 	if cerr := img.Close(); err == nil {
 		err = cerr
 	}
+	if errs.Is(err, errs.Denied) { // nobody lacks a permission: the ticket was good, and is not any more
+		err = errs.New("read transfer", string(t.ID), errs.Stale, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -67,21 +71,45 @@ func mib(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 // transfer asks for a download and waits until it can be read.
 func (b *backup) transfer(ctx context.Context, disk ovirt.ID) (ovirt.Transfer, error) {
-	t, err := b.Engine.StartTransfer(ctx, ovirt.TransferSpec{Disk: disk, Backup: b.live.ID, Inactivity: inactivity})
+	t, err := b.startTransfer(ctx, disk)
 	if err != nil {
 		return t, err
 	}
-	err = poll(ctx, b.Poll, readyWithin, func() (bool, error) {
-		if t.Phase == ovirt.TransferTransferring && t.TransferURL != "" {
+	err = b.poll(ctx, readyWithin, func() (bool, error) {
+		if t.Phase == ovirt.TransferTransferring && t.TransferURL != "" || ended(t.Phase) {
 			return true, nil
 		}
-		if ended(t.Phase) {
-			return false, errs.Text("start transfer", string(t.ID), errs.Transient, "the engine's transfer is "+string(t.Phase)).
-				WithNext("See the engine's events, and that ovirt-imageio runs on the host.")
+		got, err := b.Engine.Transfer(ctx, t.ID)
+		if err == nil {
+			t = got
 		}
-		var err error
-		t, err = b.Engine.Transfer(ctx, t.ID)
 		return false, err
+	})
+	if err == nil && ended(t.Phase) {
+		err = errs.Text("start transfer", string(t.ID), errs.Transient, "the engine's transfer is "+string(t.Phase)).
+			WithNext("See the engine's events, and that ovirt-imageio runs on the host; then run the backup again.")
+	}
+	return t, err
+}
+
+// startTransfer asks for a transfer. If the answer is lost it looks first whether there is one before it asks again.
+func (b *backup) startTransfer(ctx context.Context, disk ovirt.ID) (ovirt.Transfer, error) {
+	var t ovirt.Transfer
+	asked := false
+	err := b.patient(ctx, func() (err error) {
+		if asked {
+			list, err := b.Engine.Transfers(ctx, b.live.ID)
+			if err != nil {
+				return err
+			}
+			if i := slices.IndexFunc(list, func(x ovirt.Transfer) bool { return x.Disk == disk && !ended(x.Phase) }); i >= 0 {
+				t = list[i]
+				return nil
+			}
+		}
+		asked = true
+		t, err = b.Engine.StartTransfer(ctx, ovirt.TransferSpec{Disk: disk, Backup: b.live.ID, Inactivity: inactivity})
+		return err
 	})
 	return t, err
 }
@@ -96,25 +124,24 @@ func ended(p ovirt.TransferPhase) bool {
 	return false
 }
 
-// endTransfer finalises a transfer and waits until it is over. The engine may have ended it by itself, after the last byte.
+// finished tells whether a transfer holds nothing any more.
+func finished(p ovirt.TransferPhase) bool {
+	return p == ovirt.TransferFinishedSuccess || p == ovirt.TransferFinishedCleanup || p == ovirt.TransferFinishedFailure
+}
+
+// endTransfer finalises a transfer and waits until it is over. The engine may have ended it by itself, after the last
+// byte: all bytes were read and stored before, and how the engine calls the end does not change them.
 func (b *backup) endTransfer(ctx context.Context, id ovirt.ID) error {
-	if err := b.Engine.FinalizeTransfer(ctx, id); err != nil && !errs.Is(err, errs.NotFound) {
+	err := b.patient(ctx, func() error { return b.Engine.FinalizeTransfer(ctx, id) })
+	if err != nil && !errs.Is(err, errs.NotFound) {
 		return err
 	}
-	return poll(ctx, b.Poll, finishWithin, func() (bool, error) {
+	return b.poll(ctx, finishWithin, func() (bool, error) {
 		t, err := b.Engine.Transfer(ctx, id)
 		if errs.Is(err, errs.NotFound) {
 			return true, nil // purged: it is over
 		}
-		if err != nil {
-			return false, err
-		}
-		switch t.Phase {
-		case ovirt.TransferFinishedSuccess, ovirt.TransferFinishedCleanup, ovirt.TransferFinishedFailure:
-			// All bytes were read and stored before; how the engine calls the end does not change them.
-			return true, nil
-		}
-		return false, nil
+		return finished(t.Phase), err
 	})
 }
 
@@ -135,6 +162,7 @@ const maxExtents = 4 << 20
 // load fetches the extents once, before any data connection is opened: on large disks the answer takes minutes, and idle
 // connections would be dropped meanwhile.
 func (s *source) load(ctx context.Context) error {
+	s.extents, s.needed = nil, 0
 	err := s.img.Extents(ctx, s.dirty, func(e imageio.Extent) error {
 		kind := chunkstore.ExtentData
 		switch {

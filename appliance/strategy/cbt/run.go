@@ -21,6 +21,7 @@ const defaultPoll = time.Second
 
 // Deadlines for the engine's own work. They bound a hang; a healthy engine needs seconds to a few minutes.
 const (
+	lockedWithin  = 30 * time.Second // the lock that outlives a snapshot's merge needs a few
 	readyWithin   = 20 * time.Minute
 	finishWithin  = 20 * time.Minute // a hybrid backup's snapshot is merged meanwhile
 	cleanupWithin = 25 * time.Minute
@@ -30,15 +31,7 @@ const (
 
 // Backup runs one backup and returns the committed point.
 func Backup(ctx context.Context, o Options) (*Result, error) {
-	if o.Poll <= 0 {
-		o.Poll = defaultPoll
-	}
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.NewID == nil {
-		o.NewID = func() ovirt.ID { return ovirt.ID(uuid.NewString()) }
-	}
+	o.defaults()
 	b := &backup{Options: o, run: Run{
 		ID: o.RunID, Task: o.Task, Manager: o.Manager, VM: o.VM.ID, VMName: o.VM.Name, Began: o.Now().UTC(),
 	}}
@@ -47,6 +40,21 @@ func Backup(ctx context.Context, o Options) (*Result, error) {
 		return nil, errs.Wrap("back up", o.VM.Name, b.clean(ctx, err))
 	}
 	return res, nil
+}
+
+func (o *Options) defaults() {
+	if o.Poll <= 0 {
+		o.Poll = defaultPoll
+	}
+	if o.Patience <= 0 {
+		o.Patience = 300 * o.Poll
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.NewID == nil {
+		o.NewID = func() ovirt.ID { return ovirt.ID(uuid.NewString()) }
+	}
 }
 
 // backup is one run at work.
@@ -177,7 +185,8 @@ func (b *backup) pickDisks(all []ovirt.Disk) error {
 			WithNext("In the engine, edit each of these disks and tick \"Enable Incremental Backup\" (a raw disk has to become qcow2 first), then run the backup again.")
 	}
 	if len(b.disks) == 0 {
-		return errs.Text("check disks", b.VM.Name, errs.Unsupported, "the VM has no disk that the backup API can read")
+		return errs.Text("check disks", b.VM.Name, errs.Unsupported, "the VM has no disk that the backup API can read").
+			WithNext("Attach a disk to it in the engine, or choose another VM; `holdfast vm show " + b.VM.Name + "` lists its disks.")
 	}
 	slices.SortStableFunc(b.disks, func(x, y disk) int { // the boot disk first
 		switch {
@@ -273,7 +282,7 @@ func (b *backup) start(ctx context.Context) error {
 	if err == nil || b.parent == nil || !checkpointLost(err) {
 		return err
 	}
-	b.Report.Note("The changes since the last point are not known (" + err.Error() + "); reading everything.")
+	b.Report.Note("The changes since the last point are not known (" + err.Error() + "): everything is read.")
 	if err := b.undo(ctx, b.run.Tries[len(b.run.Tries)-1]); err != nil {
 		return err
 	}
@@ -305,7 +314,7 @@ func (b *backup) try(ctx context.Context) error {
 	if err := b.Journal.KeepRun(b.run); err != nil {
 		return err
 	}
-	if _, err := b.Engine.StartBackup(ctx, b.VM.ID, spec); err != nil {
+	if err := b.ask(ctx, spec); err != nil {
 		return err
 	}
 	if b.live, err = b.awaitReady(ctx, spec.ID); err != nil {
@@ -318,34 +327,52 @@ func (b *backup) try(ctx context.Context) error {
 	return b.modes(ctx)
 }
 
+// ask has the engine start a backup. A lock of the engine's own, as after the merge of a snapshot, is waited for: not for
+// long, since somebody may wait for us.
+func (b *backup) ask(ctx context.Context, spec ovirt.BackupSpec) error {
+	var locked error
+	err := b.poll(ctx, lockedWithin, func() (bool, error) {
+		_, err := b.Engine.StartBackup(ctx, b.VM.ID, spec)
+		if locked = nil; errs.Is(err, errs.Busy) {
+			locked = err
+			b.Report.Detail("waiting for the engine's lock on the VM: " + err.Error())
+			return false, nil
+		}
+		return err == nil, err
+	})
+	if err != nil && locked != nil && ctx.Err() == nil {
+		return locked
+	}
+	return err
+}
+
 func (b *backup) awaitReady(ctx context.Context, id ovirt.ID) (ovirt.Backup, error) {
 	var got ovirt.Backup
-	err := poll(ctx, b.Poll, readyWithin, func() (bool, error) {
-		var err error
+	err := b.poll(ctx, readyWithin, func() (done bool, err error) {
 		if got, err = b.Engine.Backup(ctx, b.VM.ID, id); err != nil {
 			return false, err
 		}
-		switch got.Phase {
-		case ovirt.BackupReady:
-			return true, nil
-		case ovirt.BackupFailed, ovirt.BackupSucceeded, ovirt.BackupFinalizing:
-			kind := errs.Transient
-			if b.parent != nil {
-				kind = errs.Stale
-			}
-			return false, errs.Text("start backup", string(id), kind, "the engine's backup ended before it was ready; see the engine's events").
-				WithNext("Look at the VM's events in the engine, then run the backup again.")
-		}
 		b.Report.Detail("the engine's backup is " + string(got.Phase))
-		return false, nil
+		return got.Phase == ovirt.BackupReady || over(got.Phase) || got.Phase == ovirt.BackupFinalizing, nil
 	})
+	if err == nil && got.Phase != ovirt.BackupReady {
+		kind := errs.Transient
+		if b.parent != nil {
+			kind = errs.Stale
+		}
+		return got, errs.Text("start backup", string(id), kind, "the engine's backup ended before it was ready").
+			WithNext("Look at the VM's events in the engine, then run the backup again.")
+	}
 	return got, err
 }
 
 // modes asks what each disk can deliver.
 func (b *backup) modes(ctx context.Context) error {
-	list, err := b.Engine.BackupDisks(ctx, b.VM.ID, b.live.ID)
-	if err != nil {
+	var list []ovirt.BackupDisk
+	if err := b.patient(ctx, func() (err error) {
+		list, err = b.Engine.BackupDisks(ctx, b.VM.ID, b.live.ID)
+		return err
+	}); err != nil {
 		return err
 	}
 	can := map[string]bool{}
@@ -403,24 +430,4 @@ func (b *backup) begin() (*chunkstore.Session, error) {
 		when = b.Now()
 	}
 	return b.Store.Begin(when, b.labels(), raw), nil
-}
-
-// eager is how much shorter than usual the first pause of a poll is: many things are done at once.
-const eager = 8
-
-// poll calls f until it says so, with a pause between calls.
-func poll(ctx context.Context, pause, within time.Duration, f func() (bool, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	for wait := pause / eager; ; wait = min(2*wait, pause) {
-		done, err := f()
-		if done || err != nil {
-			return err
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return errs.Wrap("wait for the engine", "", ctx.Err())
-		}
-	}
 }
