@@ -135,7 +135,7 @@ func up(ctx context.Context, o labOptions, progress io.Writer) (control.Info, er
 		return none, errs.Wrap("start a lab in", o.dir, err)
 	}
 	defer log.Close()
-	p, err := netns.Detach(o.args(), log)
+	p, err := netns.Detach(netns.Spec{Args: o.args(), Log: log})
 	if err != nil {
 		return none, err
 	}

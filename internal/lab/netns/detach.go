@@ -34,27 +34,56 @@ type Detached struct {
 	Unlinked error
 }
 
+// Spec says what Detach starts.
+type Spec struct {
+	Args []string // of this program
+	Env  []string // added to this process's environment
+	Log  *os.File // takes its output
+}
+
 // Detach starts this program again with other arguments, in a network and mount namespace of its own, where it goes on
-// when this process has ended. Its output goes to log. A link joins the two networks; the program inside calls Join.
-// It must have called Enter before this process ends.
-func Detach(args []string, log *os.File) (*Detached, error) {
-	if os.Geteuid() != 0 {
-		return nil, errs.Text("enter a network namespace", "", errs.Denied, "only root may do that").
-			WithNext("Run the same command as root, or with sudo.")
+// when this process has ended. A link joins the two networks; the program inside calls Join. It must have called Enter
+// before this process ends.
+func Detach(spec Spec) (*Detached, error) {
+	if err := NeedRoot(); err != nil {
+		return nil, err
 	}
+	unlock, err := lockPool()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	subnet, err := freeSubnet()
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command("/proc/self/exe", args...)
+	cmd := exec.Command("/proc/self/exe", spec.Args...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), insideKey+"=child of "+strconv.Itoa(os.Getpid()), addressKey+"="+subnet.insideAddress())
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(append(os.Environ(), spec.Env...),
+		insideKey+"=child of "+strconv.Itoa(os.Getpid()), addressKey+"="+subnet.insideAddress())
+	cmd.Stdout, cmd.Stderr = spec.Log, spec.Log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, errs.Wrap("enter a network namespace", "", err)
 	}
 	return &Detached{Process: cmd.Process, Unlinked: link(cmd.Process.Pid, subnet)}, nil
+}
+
+// lockName is a socket in the network that links begin in. Whoever listens there may choose an address; the kernel lets
+// go of it with the process.
+const lockName = "@holdfast-lab-link"
+
+// lockPool keeps others who call Detach from choosing the same address.
+func lockPool() (unlock func(), err error) {
+	for end := time.Now().Add(linkWithin); ; time.Sleep(20 * time.Millisecond) {
+		l, err := net.Listen("unix", lockName)
+		if err == nil {
+			return func() { _ = l.Close() }, nil
+		}
+		if time.Now().After(end) {
+			return nil, errs.New("lock", lockName, errs.Busy, err)
+		}
+	}
 }
 
 // pair is a network of two: ours outside has the first address, the program inside the second.
@@ -136,4 +165,16 @@ func Join() (netip.Addr, error) {
 		return local, errs.Wrap("give an address to", insideName, err)
 	}
 	return address.Addr(), errs.Wrap("bring up", insideName, netlink.LinkSetUp(l))
+}
+
+// Leave takes the link away, at both ends. The kernel would do it too, but some time after the last process inside.
+func Leave() error {
+	l, err := netlink.LinkByName(insideName)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.LinkDel(l)
+	}
+	return errs.Wrap("remove the network link", insideName, err)
 }

@@ -5,7 +5,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -33,48 +36,137 @@ func linked() int {
 	return 42
 }
 
-func TestDetachedProgramIsReachedOverItsLink(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root; `make test` runs it")
+// left runs in the detached process: it leaves its link and goes on until it is killed.
+func left() int {
+	if err := Enter(); err != nil {
+		return 9
 	}
-	t.Setenv(stage, "linked")
+	if _, err := Join(); err != nil {
+		return 8
+	}
+	if err := Leave(); err != nil {
+		return 7
+	}
+	if err := Leave(); err != nil { // there is nothing left to leave
+		return 6
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 5
+	}
+	_, _ = os.Stdout.WriteString("left\n")
+	_, _ = l.Accept() // nobody comes
+	return 4
+}
+
+// child is a detached process.
+type child struct {
+	*Detached
+	line string // the first that it wrote
+	code chan int
+}
+
+// detach starts the test binary again, in one of its roles, and ends it with the test.
+func detach(t *testing.T, role string) (child, error) {
 	output, log, err := os.Pipe()
 	if err != nil {
-		t.Fatal(err)
+		return child{}, err
 	}
 	defer output.Close()
-	d, err := Detach(nil, log)
+	d, err := Detach(Spec{Env: []string{stage + "=" + role}, Log: log})
 	_ = log.Close()
 	if err != nil {
-		t.Fatal(err)
+		return child{}, err
 	}
-	ended := make(chan int, 1)
+	c := child{Detached: d, code: make(chan int, 1)}
 	go func() {
 		state, _ := d.Process.Wait()
-		ended <- state.ExitCode()
+		c.code <- state.ExitCode()
+		close(c.code)
 	}()
+	t.Cleanup(func() {
+		_ = d.Process.Kill() // it has ended, unless the test failed
+		for range c.code {
+		}
+	})
 	if d.Unlinked != nil {
-		_ = d.Process.Kill()
-		t.Fatal(d.Unlinked)
+		return c, d.Unlinked
 	}
-	text, err := bufio.NewReader(output).ReadString('\n')
+	c.line, err = bufio.NewReader(output).ReadString('\n')
+	c.line = strings.TrimSpace(c.line)
+	return c, err
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if NeedRoot() != nil {
+		t.Skip("needs root; `make test` runs it")
+	}
+}
+
+func TestDetachedProgramsAreReachedOverTheirLinks(t *testing.T) {
+	needRoot(t)
+	// They choose their addresses at the same time.
+	var children [4]child
+	var starts sync.WaitGroup
+	for i := range children {
+		starts.Go(func() {
+			var err error
+			if children[i], err = detach(t, "linked"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	starts.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	var seen []string
+	for _, c := range children {
+		address, port, _ := net.SplitHostPort(c.line)
+		if address == "127.0.0.1" || port != "111" || slices.Contains(seen, address) {
+			t.Errorf("one listens at %q, others at %v", c.line, seen)
+			continue
+		}
+		seen = append(seen, address)
+		if got := hear(t, c.line); got != "hello" {
+			t.Errorf("%s says %q", c.line, got)
+			continue
+		}
+		if code := <-c.code; code != 42 {
+			t.Errorf("exit code %d, want 42", code)
+		}
+	}
+}
+
+// hear returns what somebody says who is connected to.
+func hear(t *testing.T, address string) string {
+	t.Helper()
+	conn, err := net.DialTimeout("tcp", address, 5*time.Second)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return ""
 	}
-	address, _, _ := net.SplitHostPort(strings.TrimSpace(text))
-	if address == "127.0.0.1" || address == "" {
-		t.Fatalf("it listens at %q, which is not on the link", text)
-	}
-	c, err := net.DialTimeout("tcp", net.JoinHostPort(address, "111"), 5*time.Second)
+	defer conn.Close()
+	got, err := io.ReadAll(conn)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
-	defer c.Close()
-	if got, err := io.ReadAll(c); string(got) != "hello" || err != nil {
-		t.Errorf("read %q, %v", got, err)
+	return string(got)
+}
+
+func TestLeaveTakesTheLinkAwayAtOnce(t *testing.T) {
+	needRoot(t)
+	c, err := detach(t, "left")
+	if err != nil || c.line != "left" {
+		t.Fatalf("it wrote %q, %v", c.line, err)
 	}
-	if code := <-ended; code != 42 {
-		t.Errorf("exit code %d, want 42", code)
+	if i, err := net.InterfaceByName("lab" + strconv.Itoa(c.Process.Pid)); err == nil {
+		t.Errorf("%s is still there", i.Name)
+	}
+	_ = c.Process.Kill()
+	if code := <-c.code; code != -1 {
+		t.Errorf("it ended by itself, with exit code %d", code)
 	}
 }
 

@@ -37,9 +37,8 @@ func Enter() error {
 	if Inside() {
 		return prepare()
 	}
-	if os.Geteuid() != 0 {
-		return errs.Text("enter a network namespace", "", errs.Denied, "only root may do that").
-			WithNext("Run the same command as root, or with sudo.")
+	if err := NeedRoot(); err != nil {
+		return err
 	}
 	code, err := again()
 	if err != nil {
@@ -47,6 +46,15 @@ func Enter() error {
 	}
 	os.Exit(code)
 	return nil
+}
+
+// NeedRoot returns an error unless this process may enter a namespace: only root may.
+func NeedRoot() error {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	return errs.Text("enter a network namespace", "", errs.Denied, "only root may do that").
+		WithNext("Run the same command as root, or with sudo.")
 }
 
 // Inside tells whether this process was started by Enter.

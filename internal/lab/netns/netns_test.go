@@ -12,10 +12,13 @@ import (
 const stage = "HOLDFAST_NETNS_TEST"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(stage) == "linked" {
+	switch os.Getenv(stage) {
+	case "":
+	case "linked":
 		os.Exit(linked())
-	}
-	if os.Getenv(stage) != "" {
+	case "left":
+		os.Exit(left())
+	default:
 		if err := Enter(); err != nil {
 			_, _ = os.Stdout.WriteString("error: " + err.Error() + "\n")
 			os.Exit(9)
