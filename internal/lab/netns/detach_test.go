@@ -118,20 +118,20 @@ func TestDetachedProgramsAreReachedOverTheirLinks(t *testing.T) {
 		})
 	}
 	starts.Wait()
-	if t.Failed() {
-		t.FailNow()
-	}
 	var seen []string
 	for _, c := range children {
 		address, port, _ := net.SplitHostPort(c.line)
 		if address == "127.0.0.1" || port != "111" || slices.Contains(seen, address) {
 			t.Errorf("one listens at %q, others at %v", c.line, seen)
-			continue
 		}
 		seen = append(seen, address)
+	}
+	if t.Failed() {
+		return
+	}
+	for _, c := range children {
 		if got := hear(t, c.line); got != "hello" {
 			t.Errorf("%s says %q", c.line, got)
-			continue
 		}
 		if code := <-c.code; code != 42 {
 			t.Errorf("exit code %d, want 42", code)
