@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/lab/datacenter"
 	"github.com/holdfast-backup/holdfast/internal/lab/engine"
@@ -46,7 +47,7 @@ type yard struct {
 	center *datacenter.DataCenter
 	front  *front
 	node   *product.Node
-	before engine.Snapshot // what the engine had when nothing of ours was there
+	before *engine.Snapshot // what the engine had when nothing of ours was there
 }
 
 // yardOptions say how a yard differs from the usual one.
@@ -94,7 +95,8 @@ func newYard(t *testing.T, o yardOptions) *yard {
 		t.Fatal(err)
 	}
 	t.Cleanup(y.node.Kill)
-	y.before = y.center.Engine.Snapshot()
+	before := y.center.Engine.Snapshot()
+	y.before = &before
 	return y
 }
 
@@ -189,7 +191,7 @@ func (y *yard) adding(name string, more ...string) []string {
 // clean sees that nothing of ours is on the engine but kinds of objects that are named.
 func (y *yard) clean(but ...string) {
 	y.t.Helper()
-	left := slices.DeleteFunc(y.center.Engine.Leftovers(y.before), func(line string) bool {
+	left := slices.DeleteFunc(y.center.Engine.Leftovers(*y.before), func(line string) bool {
 		kind, _, _ := strings.Cut(line, " ")
 		return slices.Contains(but, kind)
 	})
@@ -205,6 +207,19 @@ func (y *yard) points() int {
 	y.works(&list, "point", "list")
 	y.works(nil, "store", "verify")
 	return len(list)
+}
+
+// until waits for something that nobody tells.
+func (y *yard) until(what string, is func() bool) {
+	y.t.Helper()
+	late := time.After(time.Minute)
+	for !is() {
+		select {
+		case <-late:
+			y.t.Fatal("waited a minute for: ", what)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // fault makes something go wrong on the engine.
