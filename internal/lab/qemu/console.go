@@ -179,6 +179,7 @@ func (c *Console) Run(ctx context.Context, command string) (string, error) {
 		return "", err
 	}
 	if _, err := c.Wait(ctx, begin); err != nil {
+		c.interrupt(ctx)
 		return "", errs.Wrap("run in the guest", command, err)
 	}
 	code := 0
@@ -187,6 +188,7 @@ func (c *Console) Run(ctx context.Context, command string) (string, error) {
 		return i, after
 	})
 	if err != nil {
+		c.interrupt(ctx)
 		return "", errs.New("run in the guest", command, errs.KindOf(err),
 			fmt.Errorf("%w; the console ends with:\n%s", err, c.tail()))
 	}
@@ -194,6 +196,14 @@ func (c *Console) Run(ctx context.Context, command string) (string, error) {
 		return out, errs.New("run in the guest", command, errs.Invalid, &ExitError{command, code, out})
 	}
 	return out, nil
+}
+
+// interrupt types Ctrl-C if a command was given up: the shell drops it and what is left of the line, so that the next
+// command does not wait behind it.
+func (c *Console) interrupt(ctx context.Context) {
+	if ctx.Err() != nil {
+		_ = c.Send("\x03") // a console that takes nothing any more gives its error to the next command
+	}
 }
 
 // frame returns the line to type and the marks that will come back around the output.

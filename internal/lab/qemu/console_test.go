@@ -118,3 +118,30 @@ func TestLoginSetsTheShellUp(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+func TestACommandThatIsGivenUpIsInterrupted(t *testing.T) {
+	c, guest := openConsole(t)
+	c.shell = true
+	ctx, cancel := context.WithCancel(t.Context())
+	typed := make(chan string, 1)
+	go func() {
+		in := bufio.NewReader(guest)
+		_, _ = in.ReadString('\n')
+		_, _ = guest.Write([]byte("\n<holdfast-0-begin>\nworking"))
+		cancel()
+		b, _ := in.ReadByte()
+		typed <- string(b)
+		_, _ = guest.Write([]byte("\n<holdfast-0-begin>\nstale\n"))
+		_, _ = in.ReadString('\n')
+		_, _ = guest.Write([]byte("\n<holdfast-1-begin>\nnew\n\n<holdfast-1-end:0>\n"))
+	}()
+	if _, err := c.Run(ctx, "sleep 1000"); !errs.Is(err, errs.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	if got := <-typed; got != "\x03" {
+		t.Errorf("typed %q, want Ctrl-C", got)
+	}
+	if out, err := c.Run(t.Context(), "echo new"); err != nil || out != "new\n" {
+		t.Errorf("the next command: output %q, error %v", out, err)
+	}
+}
