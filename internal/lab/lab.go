@@ -26,7 +26,7 @@ import (
 )
 
 // Run runs the command line and returns the exit code: 0 done, 1 failed, 2 used wrongly, 130 interrupted. It writes
-// errors to stderr. exec passes on the guest's code.
+// errors to stderr. exec has codes of its own.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	cmd := command()
 	cmd.SetArgs(args)
@@ -36,24 +36,33 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	var guest guestExit
-	if errors.As(err, &guest) {
-		return int(guest) // the command has said what it had to say
+	var code exitCode
+	if errors.As(err, &code) {
+		return int(code)
 	}
 	if ctx.Err() != nil {
-		fmt.Fprintln(stderr, "holdfast-lab: interrupted; everything it had started has ended")
+		next := errs.NextStep(err)
+		if next == "" {
+			next = "Everything it had started has ended."
+		}
+		fmt.Fprintf(stderr, "holdfast-lab: interrupted\n%s\n", next)
 		return 130
 	}
-	fmt.Fprintf(stderr, "holdfast-lab: %v\n", err)
-	if next := errs.NextStep(err); next != "" {
-		fmt.Fprintln(stderr, next)
-	}
+	report(stderr, err)
 	var ours *errs.Error
 	if !errors.As(err, &ours) { // everything of ours is an *errs.Error: this came from reading the command line
 		fmt.Fprintln(stderr, "See holdfast-lab --help.")
 		return 2
 	}
 	return 1
+}
+
+// report says what failed, why, and what to do next.
+func report(stderr io.Writer, err error) {
+	fmt.Fprintf(stderr, "holdfast-lab: %v\n", err)
+	if next := errs.NextStep(err); next != "" {
+		fmt.Fprintln(stderr, next)
+	}
 }
 
 func command() *cobra.Command {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/control"
+	"github.com/holdfast-backup/holdfast/internal/lab/datacenter"
 	"github.com/holdfast-backup/holdfast/internal/lab/netns"
 	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 )
@@ -25,6 +27,10 @@ const (
 	defaultDir = "/var/tmp/holdfast-lab"
 	// upWithin is how long a lab may take until its guests are up.
 	upWithin = 6 * time.Minute
+	// endWithin is how long a lab that was told to end may take.
+	endWithin = 3 * time.Minute
+
+	opUp = "start a lab in"
 )
 
 func labDir() string {
@@ -43,15 +49,54 @@ type labOptions struct {
 
 func (o *labOptions) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&o.dir, "dir", labDir(), "folder of the lab, emptied first ("+dirKey+")")
+	dirFlag(cmd, &o.dir)
 	f.StringVar(&o.bin, "bin", programFolder(), "folder of the holdfast programs")
-	f.StringVar(&o.level, "cluster-level", "4.8", "of the simulated cluster: from 4.7 on, backups take a snapshot; below they are live")
+	f.StringVar(&o.level, "cluster-level", "4.8",
+		"of the simulated cluster: from 4.7 on, backups take a snapshot; below they are live")
 	f.Float64Var(&o.scale, "scale", 1, "speed of the simulated engine: 1 takes as long as a real one, 0.1 a tenth")
-	f.StringSliceVar(&o.vms, "vm", []string{"web1"}, "names of the VMs that are there from the start")
+	f.StringSliceVar(&o.vms, "vm", []string{"web1"}, "names of the VMs that are there from the start; each takes 512 MiB of memory")
+}
+
+func dirFlag(cmd *cobra.Command, dir *string) {
+	cmd.Flags().StringVar(dir, "dir", labDir(), "folder of the lab ("+dirKey+")")
+}
+
+// level is a cluster level that a real engine 4.5 knows.
+var level = regexp.MustCompile(`^4\.[2-8]$`)
+
+// check looks for what makes no sense, and makes paths absolute. An error of its own is one in the command line.
+func (o *labOptions) check() error {
+	if !level.MatchString(o.level) {
+		return fmt.Errorf("--cluster-level %s: there are 4.2 to 4.8", o.level)
+	}
+	if !(o.scale > 0 && o.scale <= 100) { // not a number is none of both
+		return fmt.Errorf("--scale %g: a number above 0, up to 100", o.scale)
+	}
+	if len(o.vms) == 0 {
+		return fmt.Errorf("--vm: at least one VM is needed")
+	}
+	if err := datacenter.CheckNames(o.vms); err != nil {
+		return fmt.Errorf("--vm: %v", err) // used wrongly, whatever its kind
+	}
+	for _, path := range []*string{&o.dir, &o.bin} {
+		var err error
+		if *path, err = filepath.Abs(*path); err != nil {
+			return errs.Wrap("find", *path, err)
+		}
+	}
+	for _, name := range []string{"holdfast", "holdfastd"} {
+		path := filepath.Join(o.bin, name)
+		if _, err := os.Stat(path); err != nil {
+			return errs.New("find", path, errs.KindOf(err), err).WithNext("Run `make build` first, or say where the programs are with --bin.")
+		}
+	}
+	return nil
 }
 
 func (o *labOptions) args() []string {
-	return []string{"serve", "--dir", o.dir, "--bin", o.bin, "--cluster-level", o.level, "--scale", fmt.Sprint(o.scale), "--vm", strings.Join(o.vms, ",")}
+	return []string{
+		"serve", "--dir", o.dir, "--bin", o.bin, "--cluster-level", o.level, "--scale", fmt.Sprint(o.scale), "--vm", strings.Join(o.vms, ","),
+	}
 }
 
 func upCommand() *cobra.Command {
@@ -64,7 +109,10 @@ func upCommand() *cobra.Command {
 			"from here by a link. What is real and what is simulated is in docs/lab.md. End it with `holdfast-lab down`.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if format != "" && format != "json" {
-				return errs.Text("start a lab", "", errs.Invalid, "-o "+format+": only json is known")
+				return fmt.Errorf("-o %s: only json is known", format)
+			}
+			if err := o.check(); err != nil {
+				return err
 			}
 			info, err := up(cmd.Context(), o, cmd.ErrOrStderr())
 			if err != nil {
@@ -73,7 +121,7 @@ func upCommand() *cobra.Command {
 			if format == "json" {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(info)
 			}
-			return describe(cmd.OutOrStdout(), info)
+			return describe(cmd.OutOrStdout(), info, o.bin)
 		},
 	}
 	o.flags(cmd)
@@ -90,16 +138,22 @@ func serveCommand() *cobra.Command {
 			if err := netns.Enter(); err != nil {
 				return err
 			}
+			folder, err := control.Take(o.dir)
+			if err != nil {
+				return err
+			}
+			defer folder.Close() // at the very end: down waits for it
 			address, err := netns.Join()
 			if err != nil {
 				return err
 			}
+			defer func() { _ = netns.Leave() }() // else the kernel takes the link away, a little later
 			disk, err := build(cmd.Context(), 0, cmd.ErrOrStderr())
 			if err != nil {
 				return err
 			}
-			return control.Serve(cmd.Context(), control.Options{
-				Dir: o.dir, BinDir: o.bin, Disk: disk.QCOW2, Address: address.String(), ClusterLevel: o.level, Scale: o.scale, VMs: o.vms, Log: os.Stderr,
+			return control.Serve(cmd.Context(), folder, control.Options{
+				BinDir: o.bin, Disk: disk.QCOW2, Address: address.String(), ClusterLevel: o.level, Scale: o.scale, VMs: o.vms, Log: cmd.ErrOrStderr(),
 			})
 		},
 	}
@@ -110,32 +164,34 @@ func serveCommand() *cobra.Command {
 // up starts a lab in the background and waits until it is ready.
 func up(ctx context.Context, o labOptions, progress io.Writer) (control.Info, error) {
 	var none control.Info
-	if err := parts.Need(parts.Build, parts.Machine, parts.Imageio); err != nil {
+	if err := netns.NeedRoot(); err != nil {
 		return none, err
 	}
-	var err error
-	if o.dir, err = filepath.Abs(o.dir); err != nil {
-		return none, errs.Wrap("start a lab", o.dir, err)
+	if err := control.Check(o.dir); err != nil {
+		return none, err
 	}
-	if o.bin, err = filepath.Abs(o.bin); err != nil {
-		return none, errs.Wrap("start a lab", o.bin, err)
-	}
-	if _, err := control.Open(o.dir).Info(ctx); err == nil {
-		return none, errs.Text("start a lab in", o.dir, errs.Exists, "one is up there").WithNext("End it first: holdfast-lab down")
+	if err := parts.Need(parts.Build, parts.Machine, parts.Imageio, parts.NFSClient); err != nil {
+		return none, err
 	}
 	// What comes from the network outside has to be there before the lab goes inside.
 	if err := fetchParts(ctx, progress); err != nil {
 		return none, err
 	}
-	if err := os.MkdirAll(o.dir, 0o755); err != nil {
-		return none, errs.Wrap("start a lab in", o.dir, err)
-	}
-	log, err := os.Create(filepath.Join(o.dir, control.LogName))
+	cache, err := parts.CacheDir()
 	if err != nil {
-		return none, errs.Wrap("start a lab in", o.dir, err)
+		return none, err
+	}
+	if err := os.MkdirAll(o.dir, 0o755); err != nil {
+		return none, errs.Wrap(opUp, o.dir, err)
+	}
+	log, err := os.OpenFile(filepath.Join(o.dir, control.LogName), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+	if err != nil {
+		return none, errs.Wrap(opUp, o.dir, err)
 	}
 	defer log.Close()
-	p, err := netns.Detach(netns.Spec{Args: o.args(), Log: log})
+	p, err := netns.Detach(netns.Spec{
+		Args: o.args(), Env: []string{"TMPDIR=" + control.TempDir(o.dir), parts.CacheKey + "=" + cache}, Log: log,
+	})
 	if err != nil {
 		return none, err
 	}
@@ -157,107 +213,65 @@ func await(ctx context.Context, dir string, p *os.Process, log string) (control.
 	}()
 	for {
 		info, err := control.Open(dir).Info(ctx)
-		if err == nil {
+		if err == nil && info.PID == p.Pid {
 			return info, nil
 		}
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ended:
-			said, _ := os.ReadFile(log)
-			lines := strings.Split(strings.TrimSpace(string(said)), "\n")
-			return info, errs.Text("start a lab in", dir, errs.Bug, "it ended: "+lines[len(lines)-1]).WithNext("See " + log + ".")
+			said, next := control.Said(log)
+			return info, errs.Text(opUp, dir, errs.Bug, said).WithNext(strings.TrimSpace(next + " The log is " + log))
 		case <-ctx.Done():
 			_ = p.Signal(os.Interrupt) // it cleans up after itself
-			return info, errs.Wrap("start a lab in", dir, ctx.Err())
+			select {
+			case <-ended:
+				return info, errs.Wrap(opUp, dir, ctx.Err())
+			case <-time.After(endWithin):
+				return info, errs.Text(opUp, dir, errs.Canceled, "it was told to end and has not yet").WithNext("See " + log)
+			}
 		}
 	}
 }
 
 // describe tells a person what is there and what to try.
-func describe(out io.Writer, i control.Info) error {
+func describe(out io.Writer, i control.Info, bin string) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, row := range [][2]string{
-		{"Engine", i.EngineURL}, {"User", i.User}, {"Password", i.PasswordFile}, {"CA", i.CAFile}, {"VMs", strings.Join(i.VMs, ", ")},
-		{"Storage", strings.Join(i.Domains, ", ")}, {"Node", i.Node + "  or  " + i.NodeURL + " with the token in " + i.TokenFile}, {"Log", i.LogFile},
+		{"Engine", i.EngineURL}, {"User", i.User + ", password in " + i.PasswordFile}, {"CA", i.CAFile}, {"VMs", strings.Join(i.VMs, ", ")},
+		{"Storage", strings.Join(i.Domains, ", ")}, {"Node", i.Node}, {"  by TLS", i.NodeURL + ", token in " + i.TokenFile},
+		{"  known by", i.NodeCAFile}, {"Store", i.Store + ", passphrase in " + i.PassphraseFile}, {"Log", i.LogFile},
 	} {
 		fmt.Fprintf(w, "%s\t%s\n", row[0], row[1])
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	exports := fmt.Sprintf("export PATH=%s:$PATH HOLDFAST_NODE=%s", shellWord(bin), shellWord(i.Node))
+	if i.Dir != defaultDir {
+		exports += " " + dirKey + "=" + shellWord(i.Dir)
+	}
+	vm := i.VMs[0]
 	_, err := fmt.Fprintf(out, `
-Try:
-  export HOLDFAST_NODE=%s
+Try, as root:
+  %s
   holdfast manager add lab --url %s --user %s --password-file %s --ca-file %s
   holdfast backup run %s --wait
   holdfast-lab exec %s -- 'dd if=/dev/urandom of=/srv/new bs=1M count=8; sync'
   holdfast backup run %s --wait
   holdfast restore instant %s --name restored --power-on --wait
+  holdfast-lab fault node-killed
+  holdfast-lab exec restored -- ls -l /srv/new
   holdfast-lab down
-`, i.Node, i.EngineURL, i.User, i.PasswordFile, i.CAFile, i.VMs[0], i.VMs[0], i.VMs[0], i.VMs[0])
+`, exports, i.EngineURL, i.User, shellWord(i.PasswordFile), shellWord(i.CAFile), vm, vm, vm, vm)
 	return err
 }
 
-func downCommand() *cobra.Command {
-	var dir string
-	cmd := &cobra.Command{
-		Use: "down", Short: "End the lab that up started; its folder stays until the next one", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return control.Open(dir).Down(cmd.Context()) },
-	}
-	cmd.Flags().StringVar(&dir, "dir", labDir(), "folder of the lab ("+dirKey+")")
-	return cmd
-}
+// plainWord needs no quotes in a shell.
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_./:@%+=,-]+$`)
 
-// guestExit is the exit code of a command that failed in a guest.
-type guestExit int
-
-// Error implements error.
-func (e guestExit) Error() string { return fmt.Sprintf("the command ended with exit code %d", int(e)) }
-
-func execCommand() *cobra.Command {
-	var dir string
-	cmd := &cobra.Command{
-		Use: "exec VM -- COMMAND", Short: "Run a shell command as root in a VM, by its console, and pass its exit code on", Args: cobra.MinimumNArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			out, code, err := control.Open(dir).Exec(cmd.Context(), args[0], strings.Join(args[1:], " "))
-			if err != nil {
-				return err
-			}
-			if out != "" {
-				fmt.Fprintln(cmd.OutOrStdout(), strings.TrimSuffix(out, "\n"))
-			}
-			if code != 0 {
-				return guestExit(code)
-			}
-			return nil
-		},
+func shellWord(s string) string {
+	if plainWord.MatchString(s) {
+		return s
 	}
-	cmd.Flags().StringVar(&dir, "dir", labDir(), "folder of the lab ("+dirKey+")")
-	return cmd
-}
-
-func faultCommand() *cobra.Command {
-	var dir string
-	var heal bool
-	cmd := &cobra.Command{
-		Use: "fault NAME", Short: "Break something: the engine, a backup, a move, or the node", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return control.Open(dir).Fault(cmd.Context(), args[0], heal)
-		},
-	}
-	var long strings.Builder
-	long.WriteString("Inject a fault into the lab. Those marked * last until they are taken back with --heal.\n\n")
-	w := tabwriter.NewWriter(&long, 2, 0, 2, ' ', 0)
-	for _, f := range control.Faults() {
-		mark := " "
-		if f.Lasting {
-			mark = "*"
-		}
-		fmt.Fprintf(w, "%s %s\t%s\n", mark, f.Name, f.Text)
-	}
-	_ = w.Flush() // into memory
-	cmd.Long = long.String()
-	cmd.Flags().StringVar(&dir, "dir", labDir(), "folder of the lab ("+dirKey+")")
-	cmd.Flags().BoolVar(&heal, "heal", false, "take a lasting fault back")
-	return cmd
+	return control.Quote(s)
 }

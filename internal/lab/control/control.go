@@ -3,21 +3,30 @@
 // in the guests, break things, and end it.
 //
 // Terms. Serve is the lab's process. A Lab is the view of those who use it, by the socket in its folder. An Info is what
-// they are told; it is there when everything is ready.
+// they are told; it is there when everything is ready. A Folder is a lab's claim on its folder.
 //
-// Rules: one lab to a folder, which it locks; what a killed lab left is no obstacle to
-// the next one, which begins from nothing.
+// Rules:
+//
+//  1. One lab to a folder, which it locks as long as anything of it runs.
+//  2. A folder that was never a lab's is not touched; in one that was, only what a lab makes is removed.
+//  3. What a killed lab left is no obstacle to the next one, which begins from nothing. All of it lies in the folder.
+//  4. Down answers when nothing runs any more, and says so if something did not end as it should.
+//
+// The tests run the server over a lab that is made up; the whole of it, real and by its command line, is tested in
+// internal/lab.
 package control
 
 import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
@@ -31,10 +40,12 @@ type Info struct {
 	CAFile       string   `json:"ca_file"`
 	VMs          []string `json:"vms"`
 	Domains      []string `json:"storage_domains"`
-	// Node is the node's socket as --node takes it, NodeURL its address for those with a token.
+	// Node is the node's socket as --node takes it, Socket its path. NodeURL is the node's address for those with the
+	// token, NodeCAFile the certificate to know it by.
 	Node           string `json:"node"`
 	Socket         string `json:"node_socket"`
 	NodeURL        string `json:"node_url"`
+	NodeCAFile     string `json:"node_ca_file"`
 	TokenFile      string `json:"token_file"`
 	Store          string `json:"store"`
 	PassphraseFile string `json:"passphrase_file"`
@@ -42,15 +53,6 @@ type Info struct {
 	LogFile        string `json:"log_file"`
 	PID            int    `json:"pid"`
 }
-
-// Files in a lab's folder.
-const (
-	infoName   = "lab.json"
-	socketName = "lab.sock"
-	lockName   = "lock"
-	// LogName is what the lab's parts say.
-	LogName = "lab.log"
-)
 
 // Lab is a lab that somebody runs in a folder.
 type Lab struct {
@@ -66,7 +68,7 @@ func Open(dir string) *Lab {
 	return &Lab{dir: dir, client: &http.Client{Transport: &http.Transport{DialContext: dial}}}
 }
 
-// Info returns what must be known, or errs.NotFound if no lab is up there.
+// Info returns what must be known: errs.NotFound if no lab is up there, errs.Busy if one is starting or ending.
 func (l *Lab) Info(ctx context.Context) (Info, error) {
 	var i Info
 	return i, l.call(ctx, http.MethodGet, "/info", nil, &i)
@@ -83,7 +85,8 @@ type execAnswer struct {
 	Code   int    `json:"code"`
 }
 
-// Exec runs a command as root in a VM and returns what it printed and its exit code.
+// Exec runs a command as root in a VM, in a shell of its own, and returns what it printed and its exit code. A command
+// that still runs when ctx ends is interrupted.
 func (l *Lab) Exec(ctx context.Context, vm, command string) (output string, code int, err error) {
 	var a execAnswer
 	err = l.call(ctx, http.MethodPost, "/exec", execRequest{vm, command}, &a)
@@ -95,37 +98,63 @@ type faultRequest struct {
 	Heal bool   `json:"heal"`
 }
 
-// Fault injects a fault, or ends one that lasts.
+// Fault injects a fault, or takes one back that lasts or has not struck yet.
 func (l *Lab) Fault(ctx context.Context, name string, heal bool) error {
 	return l.call(ctx, http.MethodPost, "/fault", faultRequest{name, heal}, nil)
 }
 
-// Down ends the lab and waits until nothing of it runs.
-func (l *Lab) Down(ctx context.Context) error {
-	if err := l.call(ctx, http.MethodPost, "/down", struct{}{}, nil); err != nil {
-		return err
-	}
+// Down ends the lab, also one that is just starting, and waits until nothing of it runs. Then it removes what the lab
+// has made, unless that is to be kept; what a killed lab has left it removes too. wasUp tells whether a lab ran. If
+// something did not end as it should, that is the error, and everything is kept.
+func (l *Lab) Down(ctx context.Context, keep bool) (wasUp bool, err error) {
+	const op = "end the lab in"
 	for {
-		lock, err := lockDir(l.dir)
-		if err == nil {
-			return lock.Close()
+		lock, err := lockDir(l.dir, 0)
+		switch {
+		case err == nil:
+			f := &Folder{dir: l.dir, lock: lock}
+			if !keep {
+				err = f.remove()
+			}
+			return wasUp, errors.Join(err, f.Close())
+		case errs.Is(err, errs.NotFound):
+			return wasUp, nil
+		case !errs.Is(err, errs.Busy):
+			return wasUp, err
 		}
-		if !errs.Is(err, errs.Busy) {
-			return err
+		if !wasUp {
+			err := l.call(ctx, http.MethodPost, "/down", struct{}{}, nil) // it answers when everything has ended
+			wasUp = err == nil
+			if err != nil && ctx.Err() == nil && !errs.Is(err, errs.NotFound) {
+				return true, errs.Wrap(op, l.dir, err)
+			}
 		}
 		select {
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			return errs.Wrap("end the lab in", l.dir, ctx.Err())
+			return true, errs.New(op, l.dir, errs.Canceled, ctx.Err()).WithNext("The lab goes on ending. Wait for it: holdfast-lab down")
 		}
 	}
 }
 
 // refusal is an error as it travels over the socket.
 type refusal struct {
-	Kind int    `json:"kind"`
-	Text string `json:"text"`
-	Next string `json:"next,omitempty"`
+	Op      string    `json:"op"`
+	Subject string    `json:"subject"`
+	Kind    errs.Kind `json:"kind"`
+	Text    string    `json:"text"`
+	Next    string    `json:"next,omitempty"`
+}
+
+func (r refusal) error() error { return errs.Text(r.Op, r.Subject, r.Kind, r.Text).WithNext(r.Next) }
+
+func refuse(err error) refusal {
+	r := refusal{Op: "ask", Subject: "the lab", Kind: errs.KindOf(err), Text: err.Error(), Next: errs.NextStep(err)}
+	var e *errs.Error
+	if errors.As(err, &e) && e.Err != nil && e.Error() == err.Error() { // not within something else
+		r.Op, r.Subject, r.Text = e.Op, e.Subject, e.Err.Error()
+	}
+	return r
 }
 
 func (l *Lab) call(ctx context.Context, method, path string, request, answer any) error {
@@ -140,22 +169,19 @@ func (l *Lab) call(ctx context.Context, method, path string, request, answer any
 	}
 	resp, err := l.client.Do(r)
 	if err != nil {
-		if ctx.Err() != nil {
-			return errs.Wrap(op, l.dir, ctx.Err())
-		}
-		return errs.Text(op, l.dir, errs.NotFound, "no lab is up there").WithNext("Start one: holdfast-lab up")
+		return l.explain(ctx, err)
 	}
 	defer resp.Body.Close()
 	raw, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return errs.Wrap(op, l.dir, err)
+		return l.explain(ctx, err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		var no refusal
 		if err := json.Unmarshal(raw, &no); err != nil {
 			return errs.Text(op, l.dir, errs.Bug, string(raw))
 		}
-		return errs.Text("ask the lab in", l.dir, errs.Kind(no.Kind), no.Text).WithNext(no.Next)
+		return no.error()
 	}
 	if answer == nil {
 		return nil
@@ -163,11 +189,16 @@ func (l *Lab) call(ctx context.Context, method, path string, request, answer any
 	return errs.Wrap(op, l.dir, json.Unmarshal(raw, answer))
 }
 
-// writeInfo leaves the folder's Info for people who look; scripts ask the socket.
-func writeInfo(i Info) error {
-	b, err := json.MarshalIndent(i, "", "  ")
-	if err != nil {
-		return err
+// explain says why a lab did not answer.
+func (l *Lab) explain(ctx context.Context, err error) error {
+	const op = "talk to the lab in"
+	switch {
+	case ctx.Err() != nil:
+		return errs.Wrap(op, l.dir, ctx.Err())
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return errs.Text(op, l.dir, errs.NotFound, "no lab is up there").WithNext("Start one: holdfast-lab up")
+	case errors.Is(err, os.ErrPermission):
+		return errs.Wrap(op, l.dir, err).(*errs.Error).WithNext("Run the same command as root, or with sudo.")
 	}
-	return os.WriteFile(filepath.Join(i.Dir, infoName), append(b, '\n'), 0o600)
+	return errs.New(op, l.dir, errs.Stale, err).WithNext("The lab was ended meanwhile, or has died: see " + filepath.Join(l.dir, LogName))
 }

@@ -10,229 +10,189 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
+	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/holdfast-backup/holdfast/internal/errs"
-	"github.com/holdfast-backup/holdfast/internal/lab/datacenter"
-	"github.com/holdfast-backup/holdfast/internal/lab/engine"
-	"github.com/holdfast-backup/holdfast/internal/lab/product"
 )
 
-// FaultNodeKilled is a fault of our own: the node ends as by kill -9 and is started again, as systemd would.
-const FaultNodeKilled = "node-killed"
-
-// Faults lists what Fault knows.
-func Faults() []engine.FaultInfo {
-	return append(slices.Clone(engine.Faults), engine.FaultInfo{Name: FaultNodeKilled, Text: "the node is killed (kill -9) and started again"})
+// lab is what a server lets others use.
+type lab interface {
+	// Exec runs a shell command in a VM, by name or ID.
+	Exec(ctx context.Context, vm, command string) (output string, code int, err error)
+	// Fault and Heal take a name of Faults.
+	Fault(ctx context.Context, name string) error
+	Heal(name string)
+	// Close ends everything and waits. Its error is what did not end as it should.
+	Close() error
 }
 
-// bootWithin is how long a guest may take until it takes commands.
-const bootWithin = 4 * time.Minute
-
-// Options says what lab is wanted.
-type Options struct {
-	Dir          string
-	BinDir       string // of the product's programs
-	Disk         string // image that the VMs' disks are copies of
-	Address      string
-	ClusterLevel string
-	Scale        float64
-	VMs          []string
-	Log          io.Writer
-}
-
-// server is a lab that is up.
+// server answers those who use the lab.
 type server struct {
-	info   Info
-	center *datacenter.DataCenter
-	node   *product.Node
-	down   context.CancelFunc
+	dir  string
+	down context.CancelFunc // ends the lab
+	over chan struct{}      // closed when nothing of it runs any more
+	err  error              // how it ended; set before over is closed
+
+	mu    sync.Mutex // guards what follows
+	state string     // "starting", "", "ending"
+	lab   lab
+	info  Info
 }
 
-// Serve runs a lab until ctx ends or somebody calls Down. It takes the folder over: what lies in it is removed first.
-func Serve(ctx context.Context, o Options) (err error) {
-	if err := clear(o.Dir, true); err != nil {
-		return err
-	}
-	lock, err := lockDir(o.Dir)
-	if errs.Is(err, errs.Busy) {
-		return errs.Text("start a lab in", o.Dir, errs.Exists, "one is up there").WithNext("End it first: holdfast-lab down")
-	}
-	if err != nil {
-		return err
-	}
-	defer lock.Close() // at the very end: Down waits for it
-	if err := clear(o.Dir, false); err != nil {
-		return err
-	}
+// serve runs the lab that begin starts, until ctx ends or somebody calls Down.
+func serve(ctx context.Context, f *Folder, begin func(context.Context) (lab, Info, error)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s := &server{down: cancel}
-	s.center, err = datacenter.Start(ctx, datacenter.Options{
-		Dir: filepath.Join(o.Dir, "datacenter"), Disk: o.Disk, Address: o.Address, ClusterLevel: o.ClusterLevel, Scale: o.Scale, VMs: o.VMs, Log: o.Log,
-	})
+	s := &server{dir: f.dir, down: cancel, over: make(chan struct{}), state: "starting"}
+	stop, err := s.listen()
 	if err != nil {
 		return err
 	}
-	defer s.center.Close()
-	s.node, err = product.Install(ctx, product.Options{BinDir: o.BinDir, Dir: o.Dir, Address: o.Address, Log: o.Log})
-	if err != nil {
-		return err
+	defer stop()
+	ready := false
+	l, info, err := begin(ctx)
+	if err == nil {
+		err = writeInfo(info)
 	}
-	if err := s.node.Start(ctx); err != nil {
-		return err
+	if err == nil {
+		s.set("", l, info)
+		ready = true
+		<-ctx.Done()
+	} else if ctx.Err() != nil {
+		err = errs.Text(opStart, f.dir, errs.Canceled, "it was ended before it was ready")
 	}
-	defer func() { err = errors.Join(err, s.node.Stop()) }()
-	if err := s.awaitGuests(ctx); err != nil {
-		return err
+	s.set("ending", nil, Info{})
+	if l != nil {
+		s.err = l.Close()
 	}
-	s.info = Info{
-		EngineURL: s.center.URL, User: datacenter.User, PasswordFile: s.center.PasswordFile, CAFile: s.center.CAFile,
-		Domains: []string{datacenter.Local, datacenter.Spare}, Node: "unix://" + s.node.Socket, Socket: s.node.Socket, NodeURL: s.node.API,
-		TokenFile: s.node.TokenFile, Store: s.node.Store, PassphraseFile: s.node.PassphraseFile,
-		Dir: o.Dir, LogFile: filepath.Join(o.Dir, LogName), PID: os.Getpid(),
+	if !ready {
+		_ = f.clear() // the log says what there is to say; what stays is removed by the next one
 	}
-	for _, vm := range s.center.VMs {
-		s.info.VMs = append(s.info.VMs, vm.Name)
-	}
-	if err := writeInfo(s.info); err != nil {
-		return errs.Wrap("start a lab in", o.Dir, err)
-	}
-	defer os.Remove(filepath.Join(o.Dir, infoName))
-	return s.serve(ctx, o.Dir)
+	close(s.over)
+	return errors.Join(err, s.err)
 }
 
-// lockDir takes the folder's lock, which a lab holds as long as anything of it runs: errs.Busy.
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, errs.Wrap("lock", dir, err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		return nil, errs.New("lock", dir, errs.Busy, err)
-	}
-	return f, nil
+func (s *server) set(state string, l lab, i Info) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state, s.lab, s.info = state, l, i
 }
 
-// clear removes what an earlier lab left in the folder, or only looks whether that may be done: a folder that was never
-// a lab's is not touched.
-func clear(dir string, look bool) error {
-	const op = "start a lab in"
-	names, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return errs.Wrap(op, dir, os.MkdirAll(dir, 0o755))
+// get returns the lab if it is there to be used.
+func (s *server) get() (lab, Info, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state != "" {
+		return nil, Info{}, errs.Text("use the lab in", s.dir, errs.Busy, "it is "+s.state).WithNext("Wait until it has, or end it: holdfast-lab down")
 	}
-	if err != nil {
-		return errs.Wrap(op, dir, err)
-	}
-	ours := slices.ContainsFunc(names, func(e os.DirEntry) bool { return e.Name() == lockName })
-	begun := len(names) == 1 && names[0].Name() == LogName
-	if len(names) > 0 && !ours && !begun {
-		return errs.Text(op, dir, errs.Exists, "the folder is not empty, and no lab was there before").WithNext("Name another with --dir.")
-	}
-	for _, e := range names {
-		if look || e.Name() == LogName || e.Name() == lockName { // the log is being written to
-			continue
-		}
-		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-			return errs.Wrap(op, dir, err)
-		}
-	}
-	return nil
+	return s.lab, s.info, nil
 }
 
-// awaitGuests waits until every guest takes commands.
-func (s *server) awaitGuests(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, bootWithin)
-	defer cancel()
-	for _, vm := range s.center.VMs {
-		if _, err := s.center.Exec(ctx, vm.Name, "true"); err != nil {
-			return err
-		}
+// writeInfo leaves the Info in the folder for people who look; scripts ask for it when they start the lab.
+func writeInfo(i Info) error {
+	b, err := json.MarshalIndent(i, "", "  ")
+	if err == nil {
+		err = os.WriteFile(filepath.Join(i.Dir, infoName), append(b, '\n'), 0o600)
 	}
-	return nil
+	return errs.Wrap(opStart, i.Dir, err)
 }
 
-func (s *server) serve(ctx context.Context, dir string) error {
-	path := filepath.Join(dir, socketName)
+// listen begins to answer. After stop nobody is answered any more.
+func (s *server) listen() (stop func(), err error) {
+	path := filepath.Join(s.dir, socketName)
 	l, err := net.Listen("unix", path)
 	if err != nil {
-		return errs.Wrap("listen on", path, err)
+		return nil, errs.Wrap("listen on", path, err)
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
 		_ = l.Close()
-		return errs.Wrap("listen on", path, err)
+		return nil, errs.Wrap("listen on", path, err)
 	}
+	h := &http.Server{Handler: s.handler(), ReadHeaderTimeout: time.Minute}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = h.Serve(l) // always ends with an error: that it was closed
+	}()
+	return func() {
+		drain, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = h.Shutdown(drain)
+		_ = h.Close() // whoever still waits for an answer is cut off
+		<-ended
+		_ = os.Remove(filepath.Join(s.dir, infoName)) // it is not true any more
+	}, nil
+}
+
+func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /info", func(w http.ResponseWriter, _ *http.Request) { reply(w, s.info, nil) })
+	mux.HandleFunc("GET /info", func(w http.ResponseWriter, _ *http.Request) {
+		_, info, err := s.get()
+		reply(w, info, err)
+	})
 	mux.HandleFunc("POST /exec", func(w http.ResponseWriter, r *http.Request) {
 		var q execRequest
-		if !read(w, r, &q) {
-			return
+		l, _, err := s.get()
+		if err == nil {
+			err = read(r, &q)
 		}
-		out, code, err := s.center.Host.Exec(r.Context(), q.VM, q.Command)
-		reply(w, execAnswer{out, code}, err)
+		var a execAnswer
+		if err == nil {
+			a.Output, a.Code, err = l.Exec(r.Context(), q.VM, q.Command)
+		}
+		reply(w, a, err)
 	})
 	mux.HandleFunc("POST /fault", func(w http.ResponseWriter, r *http.Request) {
 		var q faultRequest
-		if read(w, r, &q) {
-			reply(w, struct{}{}, s.fault(ctx, q))
+		l, _, err := s.get()
+		if err == nil {
+			err = read(r, &q)
 		}
+		if err == nil {
+			err = s.fault(r.Context(), l, q)
+		}
+		reply(w, struct{}{}, err)
 	})
-	mux.HandleFunc("POST /down", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, struct{}{}, nil)
+	mux.HandleFunc("POST /down", func(w http.ResponseWriter, r *http.Request) {
 		s.down()
-	})
-	h := &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
-	ended := make(chan error, 1)
-	go func() { ended <- h.Serve(l) }()
-	select {
-	case <-ctx.Done():
-	case err := <-ended:
-		return errs.Wrap("listen on", path, err)
-	}
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	_ = h.Shutdown(drain) // whoever still waits for an answer is cut off
-	return nil
-}
-
-func (s *server) fault(ctx context.Context, q faultRequest) error {
-	if q.Name == FaultNodeKilled {
-		s.node.Kill()
-		return s.node.Start(ctx)
-	}
-	if q.Heal {
-		s.center.Engine.Heal(q.Name)
-		return nil
-	}
-	if err := s.center.Engine.Fault(q.Name); err != nil {
-		var names []string
-		for _, f := range Faults() {
-			names = append(names, f.Name)
+		select {
+		case <-s.over:
+			reply(w, struct{}{}, s.err)
+		case <-r.Context().Done():
 		}
-		return errs.New("inject fault", q.Name, errs.KindOf(err), err).WithNext("There are: " + strings.Join(names, ", ") + ".")
+	})
+	return mux
+}
+
+func (s *server) fault(ctx context.Context, l lab, q faultRequest) error {
+	i := slices.IndexFunc(Faults(), func(f Fault) bool { return f.Name == q.Name })
+	switch {
+	case i < 0:
+		return errs.Text("find the fault", q.Name, errs.NotFound, "there is none of that name").
+			WithNext("See holdfast-lab fault --help.")
+	case !q.Heal:
+		// Whoever asked may go: what was begun is finished.
+		return l.Fault(context.WithoutCancel(ctx), q.Name)
+	case q.Name == FaultNodeKilled:
+		return errs.Text("take back the fault", q.Name, errs.Invalid, "it does not last: the node was started again")
 	}
+	l.Heal(q.Name)
 	return nil
 }
 
-func read(w http.ResponseWriter, r *http.Request, into any) bool {
-	err := json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(into)
-	if err != nil {
-		reply(w, nil, errs.New("read a request", r.URL.Path, errs.Invalid, err))
+func read(r *http.Request, into any) error {
+	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(into); err != nil {
+		return errs.New("read a request", r.URL.Path, errs.Invalid, err)
 	}
-	return err == nil
+	return nil
 }
 
 func reply(w http.ResponseWriter, answer any, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
 		w.WriteHeader(http.StatusInternalServerError)
-		answer = refusal{int(errs.KindOf(err)), err.Error(), errs.NextStep(err)}
+		answer = refuse(err)
 	}
 	_ = json.NewEncoder(w).Encode(answer) // whoever asked may have gone
 }

@@ -17,6 +17,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
@@ -44,6 +47,8 @@ type Options struct {
 	Dir     string // folder for everything; it is made
 	Disk    string // image that every VM's disk is a copy of: internal/lab/debian
 	Address string // where the engine, the imageio daemon and the host listen; default 127.0.0.1
+	// RealPorts has the engine listen on 443 and imageio on 54322, as a real installation's do; otherwise on free ones.
+	RealPorts bool
 	// ClusterLevel decides how backups are made, Scale how fast the engine is: see engine.Options.
 	ClusterLevel string
 	Scale        float64
@@ -79,6 +84,9 @@ func Start(ctx context.Context, o Options) (_ *DataCenter, err error) {
 	}
 	if len(o.VMs) == 0 {
 		o.VMs = []string{"web1"}
+	}
+	if err := CheckNames(o.VMs); err != nil {
+		return nil, err
 	}
 	if o.Log == nil {
 		o.Log = io.Discard
@@ -134,8 +142,35 @@ func (d *DataCenter) start(ctx context.Context, o Options) error {
 		return err
 	}
 	d.closers = append(d.closers, d.Engine.Close)
-	d.URL, err = d.Engine.Start(context.WithoutCancel(ctx), net.JoinHostPort(o.Address, "0"))
+	port := "0"
+	if o.RealPorts {
+		port = enginePort
+	}
+	d.URL, err = d.Engine.Start(context.WithoutCancel(ctx), net.JoinHostPort(o.Address, port))
+	d.URL = strings.Replace(d.URL, ":"+enginePort+"/", "/", 1) // as people write it
 	return err
+}
+
+// enginePort and imageioPort are those of every oVirt.
+const (
+	enginePort  = "443"
+	imageioPort = 54322
+)
+
+// vmName is what a VM may be called here: narrower than oVirt, since the name is qemu's and a user's argument too.
+var vmName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// CheckNames tells whether VMs may be called so: errs.Invalid.
+func CheckNames(vms []string) error {
+	for i, name := range vms {
+		if !vmName.MatchString(name) {
+			return errs.Text("make the VM", strconv.Quote(name), errs.Invalid, "a name here has letters, digits, '.', '_' and '-', and begins with a letter or digit")
+		}
+		if slices.Contains(vms[:i], name) {
+			return errs.Text("make the VM", name, errs.Invalid, "there would be two of that name")
+		}
+	}
+	return nil
 }
 
 func (d *DataCenter) writeFiles(dir string, ca []byte) error {
@@ -153,8 +188,11 @@ func (d *DataCenter) startImageio(ctx context.Context, o Options, ca *pki.Author
 	if err != nil {
 		return nil, err
 	}
-	// Its own folder: a socket's path has to be short.
-	daemon, err := imageio.Start(context.WithoutCancel(ctx), imageio.Options{Cert: cert, Key: key, CA: ca.PEM(), Host: o.Address, Log: o.Log})
+	options := imageio.Options{Cert: cert, Key: key, CA: ca.PEM(), Host: o.Address, Log: o.Log} // in a folder of its own: a socket's path has to be short
+	if o.RealPorts {
+		options.Port = imageioPort
+	}
+	daemon, err := imageio.Start(context.WithoutCancel(ctx), options)
 	if err != nil {
 		return nil, err
 	}

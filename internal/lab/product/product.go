@@ -30,6 +30,8 @@ const (
 	stopWithin = 2 * time.Minute
 	// maxSocketPath is the longest path of a socket in bytes (sockaddr_un, unix(7)).
 	maxSocketPath = 107
+	// stateName is the folder of what the node knows.
+	stateName = "state"
 )
 
 // Options says where the product is and where it works.
@@ -44,8 +46,8 @@ type Options struct {
 type Node struct {
 	// Socket, Store, PassphraseFile and TokenFile are what a user of the command line needs.
 	Socket, Store, PassphraseFile, TokenFile string
-	// API is the node's address for those who do not share its machine.
-	API string
+	// API is the node's address for those who do not share its machine, CertFile the certificate to know it by.
+	API, CertFile string
 
 	opts   Options
 	config string
@@ -62,7 +64,7 @@ func Install(ctx context.Context, o Options) (*Node, error) {
 	n := &Node{
 		opts: o, config: filepath.Join(o.Dir, "holdfastd.yaml"), Socket: filepath.Join(o.Dir, "node.sock"), Store: filepath.Join(o.Dir, "store"),
 		PassphraseFile: filepath.Join(o.Dir, "passphrase"), TokenFile: filepath.Join(o.Dir, "token"),
-		API: "https://" + net.JoinHostPort(o.Address, "9443"),
+		API: "https://" + net.JoinHostPort(o.Address, "9443"), CertFile: filepath.Join(o.Dir, stateName, "tls", "cert.pem"),
 	}
 	if len(n.Socket) > maxSocketPath {
 		return nil, errs.Text(op, o.Dir, errs.Invalid, "its path is too long for a socket in it").WithNext("Choose a shorter one.")
@@ -92,13 +94,16 @@ nfs:
   allow: [%s]
   address: %s
   portmap: true
-`, n.Store, n.PassphraseFile, filepath.Join(n.opts.Dir, "state"), n.Socket, n.opts.Address, n.TokenFile, n.opts.Address, n.opts.Address, n.opts.Address)
+`, n.Store, n.PassphraseFile, filepath.Join(n.opts.Dir, stateName), n.Socket, n.opts.Address, n.TokenFile, n.opts.Address, n.opts.Address, n.opts.Address)
 }
 
 // Start starts the daemon and returns when it says that it is ready.
 func (n *Node) Start(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.runs() {
+		return errs.Text("start", "holdfastd", errs.Exists, "it runs already")
+	}
 	ready, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(n.opts.Dir, "ready"), Net: "unixgram"})
 	if err != nil {
 		return errs.Wrap("start", "holdfastd", err)
@@ -136,6 +141,19 @@ func (n *Node) Start(ctx context.Context) error {
 		n.daemon.Kill()
 	}
 	return err
+}
+
+// runs tells whether the daemon runs. The caller holds mu.
+func (n *Node) runs() bool {
+	if n.daemon == nil {
+		return false
+	}
+	select {
+	case <-n.daemon.Done():
+		return false
+	default:
+		return true
+	}
 }
 
 // Kill ends the daemon as kill -9 does.
