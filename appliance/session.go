@@ -67,7 +67,7 @@ type VM struct {
 	ID      string   `json:"id,omitempty"`
 	Name    string   `json:"name"`
 	Manager string   `json:"manager,omitempty"`
-	Status  string   `json:"status" doc:"the engine's word, or \"gone\""`
+	Status  string   `json:"status" doc:"the engine's word; \"gone\" if no engine has it; \"unknown\" if its engine cannot be asked"`
 	Tags    []string `json:"tags,omitempty"`
 	Disks   []VMDisk `json:"disks,omitempty"`
 	Points  int      `json:"points"`

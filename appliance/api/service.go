@@ -26,8 +26,8 @@ type Managers interface {
 
 // VMs lists and backs up VMs.
 type VMs interface {
-	// ListVMs returns the VMs of all engines and, as "gone", those that only the store knows. An engine that cannot be
-	// asked is an error beside what the others answered.
+	// ListVMs returns the VMs of all engines and, as "gone" or "unknown", those that only the store knows. An engine that
+	// cannot be asked is an error beside what the others answered.
 	ListVMs(ctx context.Context) ([]appliance.VM, []error)
 	GetVM(ctx context.Context, nameOrID string) (appliance.VM, error)
 	StartBackup(ctx context.Context, s BackupSpec) (appliance.Task, error)

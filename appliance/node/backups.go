@@ -56,12 +56,28 @@ func keyOf(p *chunkstore.Point) vmKey {
 
 // ListVMs implements api.Service.
 func (n *Node) ListVMs(ctx context.Context) ([]appliance.VM, []error) {
+	out, away, bad := n.listVMs(ctx)
+	for _, err := range away {
+		bad = append(bad, err)
+	}
+	return out, bad
+}
+
+// The states of a VM that no engine shows: vmGone if all engines were asked that it could be on, else vmUnknown.
+const (
+	vmGone    = "gone"
+	vmUnknown = "unknown"
+)
+
+// listVMs lists the VMs of all engines, and those that only the store knows. away are the managers that could not be
+// asked, with the reasons; bad is what else could not be read.
+func (n *Node) listVMs(ctx context.Context) (out []appliance.VM, away map[string]error, bad []error) {
 	points, bad := n.store.Points(ctx)
 	stored := map[vmKey]*appliance.VM{}
 	for _, p := range points {
 		v := stored[keyOf(p)]
 		if v == nil {
-			v = &appliance.VM{Name: VMOf(p), Manager: p.Labels[appliance.LabelManager], ID: p.Labels[appliance.LabelVMID], Status: "gone"}
+			v = &appliance.VM{Name: VMOf(p), Manager: p.Labels[appliance.LabelManager], ID: p.Labels[appliance.LabelVMID], Status: vmGone}
 			stored[keyOf(p)] = v
 		}
 		v.Points++
@@ -71,11 +87,11 @@ func (n *Node) ListVMs(ctx context.Context) ([]appliance.VM, []error) {
 	if err != nil {
 		bad = append(bad, err)
 	}
-	var out []appliance.VM
+	away = map[string]error{}
 	for _, m := range ms {
 		vms, err := n.vmsOf(ctx, m.Name)
 		if err != nil {
-			bad = append(bad, err)
+			away[m.Name] = err
 			continue
 		}
 		for _, v := range vms {
@@ -89,10 +105,13 @@ func (n *Node) ListVMs(ctx context.Context) ([]appliance.VM, []error) {
 		}
 	}
 	for _, v := range stored {
+		if away[v.Manager] != nil {
+			v.Status = vmUnknown
+		}
 		out = append(out, *v)
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Name+out[i].ID < out[j].Name+out[j].ID })
-	return out, bad
+	return out, away, bad
 }
 
 func (n *Node) vmsOf(ctx context.Context, manager string) ([]ovirt.VM, error) {
@@ -144,24 +163,29 @@ func (n *Node) findVM(ctx context.Context, nameOrID, manager string) (appliance.
 			return appliance.VM{}, nil, err
 		}
 	}
-	all, bad := n.ListVMs(ctx)
+	all, away, bad := n.listVMs(ctx)
 	var found []appliance.VM
 	for _, v := range all {
 		if (v.Name == nameOrID || v.ID == nameOrID && v.ID != "") && (manager == "" || v.Manager == manager) {
 			found = append(found, v)
 		}
 	}
-	if live := slices.DeleteFunc(slices.Clone(found), func(v appliance.VM) bool { return v.Status == "gone" }); len(live) > 0 {
+	if live := slices.DeleteFunc(slices.Clone(found), func(v appliance.VM) bool { return v.Status == vmGone || v.Status == vmUnknown }); len(live) > 0 {
 		found = live
+	}
+	for m, err := range away { // it may be on an engine that does not answer
+		if len(found) == 0 && (manager == "" || m == manager) || len(found) > 0 && found[0].Status == vmUnknown && found[0].Manager == m {
+			return appliance.VM{}, nil, err
+		}
 	}
 	switch {
 	case len(found) == 0 && len(bad) > 0:
-		return appliance.VM{}, nil, bad[0] // it may be on the engine that does not answer
+		return appliance.VM{}, nil, bad[0]
 	case len(found) == 0:
 		return appliance.VM{}, nil, n.nowhere(nameOrID)
 	case len(found) > 1:
 		return appliance.VM{}, nil, ambiguous(nameOrID, found)
-	case found[0].Status == "gone":
+	case found[0].Status == vmGone:
 		return found[0], nil, nil
 	}
 	c, err := n.managers.client(ctx, found[0].Manager)
@@ -201,7 +225,8 @@ func (n *Node) StartBackup(ctx context.Context, s api.BackupSpec) (appliance.Tas
 		return none, err
 	}
 	if c == nil {
-		return none, errs.Text("back up", v.Name, errs.NotFound, "no engine has this VM any more; only its points are left")
+		return none, errs.Text("back up", v.Name, errs.NotFound, "no engine has this VM any more; only its points are left").
+			WithNext("Restore it: holdfast restore instant " + v.Name)
 	}
 	t := appliance.Task{ID: task.NewID(), Kind: appliance.TaskBackup, Subject: v.Name, Manager: v.Manager}
 	return n.begin(vmObject(v.Manager, v.ID), t, func(ctx context.Context, h *task.Handle) (map[string]any, error) {

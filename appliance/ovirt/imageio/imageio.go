@@ -10,7 +10,7 @@
 //  1. At most Options.MaxConns connections are open to the daemon, whatever callers do: it hangs silently on the ninth.
 //  2. Host or proxy is chosen once, by Dial, and kept.
 //  3. A read gives exactly the bytes asked for or an error. A connection that broke is tried again, since reading changes
-//     nothing; a ticket that is gone is errs.Denied and is not.
+//     nothing; a ticket that is gone is errs.Stale and is not.
 //  4. Asking for extents has no deadline of its own: on large, fragmented disks the answer takes minutes. Extents are
 //     checked: in order, without gaps, from 0 to the end.
 //  5. URLs never appear in errors or logs.
@@ -220,7 +220,7 @@ func refused(status int, text string) error {
 	cause := fmt.Sprintf("%d: %s", status, text)
 	switch status {
 	case http.StatusForbidden:
-		return errs.Text(op, "", errs.Denied, "the ticket is not valid (any more)").
+		return errs.Text(op, "", errs.Stale, "the ticket is not valid any more").
 			WithNext("The engine ended the transfer: see its events, then run the backup again.")
 	case http.StatusNotFound:
 		return errs.Text(op, "", errs.NotFound, cause)

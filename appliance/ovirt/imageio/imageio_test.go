@@ -215,7 +215,7 @@ func TestRefusals(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for status, kind := range map[int]errs.Kind{403: errs.Denied, 404: errs.NotFound, 416: errs.Invalid, 400: errs.Invalid, 418: errs.Bug} {
+	for status, kind := range map[int]errs.Kind{403: errs.Stale, 404: errs.NotFound, 416: errs.Invalid, 400: errs.Invalid, 418: errs.Bug} {
 		d.before = func(w http.ResponseWriter, _ *http.Request) bool { http.Error(w, "no", status); return true }
 		_, err := m.ReadAt(t.Context(), make([]byte, 10), 0)
 		if !errs.Is(err, kind) || strings.Contains(err.Error(), ticket) {

@@ -131,7 +131,7 @@ func TestRealDaemon(t *testing.T) {
 	if err := d.RemoveTicket(ctx, ticket); err != nil {
 		t.Error("after Close the ticket can be removed:", err)
 	}
-	if _, err := m.ReadAt(t.Context(), make([]byte, 10), 0); !errs.Is(err, errs.Denied) {
+	if _, err := m.ReadAt(t.Context(), make([]byte, 10), 0); !errs.Is(err, errs.Stale) {
 		t.Error("without a ticket:", err)
 	}
 }

@@ -58,9 +58,6 @@ func (b *backup) readDisk(ctx context.Context, x *chunkstore.Session, d *disk, r
 	if cerr := img.Close(); err == nil {
 		err = cerr
 	}
-	if errs.Is(err, errs.Denied) { // nobody lacks a permission: the ticket was good, and is not any more
-		err = errs.New("read transfer", string(t.ID), errs.Stale, err)
-	}
 	if err != nil {
 		return err
 	}
