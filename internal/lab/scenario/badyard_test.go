@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -236,6 +237,7 @@ type front struct {
 	inner http.Handler
 	mu    sync.Mutex // guards hook
 	hook  func(*http.Request) fate
+	after func() // of the request that is answered late
 }
 
 // fate is what becomes of a request.
@@ -244,7 +246,7 @@ type fate int
 const (
 	pass fate = iota // it is answered
 	lose             // it is carried out, and the answer is lost
-	drop             // it never arrives
+	late             // something happens after it was carried out, and before it is answered
 )
 
 func newFront(t *testing.T, e *engine.Engine, address string) *front {
@@ -295,6 +297,14 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case lose:
 		f.inner.ServeHTTP(httptest.NewRecorder(), r)
+	case late:
+		answer := httptest.NewRecorder()
+		f.inner.ServeHTTP(answer, r)
+		f.after()
+		maps.Copy(w.Header(), answer.Header())
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(answer.Body.Bytes())
+		return
 	}
 	panic(http.ErrAbortHandler) // drops the connection
 }

@@ -1,0 +1,173 @@
+package scenario_test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/holdfast-backup/holdfast/internal/lab/engine"
+)
+
+// backup is the command that all tests of this file run; they differ in what the engine does meanwhile.
+var backup = []string{"backup", "run", "web1", "--wait"}
+
+// once makes a hook of something that happens at the first request that fits.
+func once(fits func(*http.Request) bool, then func() fate) func(*http.Request) fate {
+	var done atomic.Bool
+	return func(r *http.Request) fate {
+		if fits(r) && done.CompareAndSwap(false, true) {
+			return then()
+		}
+		return pass
+	}
+}
+
+// finalizing tells whether a request ends a transfer, after all was read.
+func finalizing(r *http.Request) bool {
+	return r.Method == http.MethodPost && strings.Contains(r.URL.Path, "/imagetransfers/") && strings.HasSuffix(r.URL.Path, "/finalize")
+}
+
+// opening tells whether a request asks for a transfer, which can be read as soon as that is answered.
+func opening(r *http.Request) bool {
+	return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/imagetransfers")
+}
+
+// meanwhile runs a command while a hook strikes, and takes the hook away.
+func (y *yard) meanwhile(hook func(*http.Request) fate, do func()) {
+	y.t.Helper()
+	y.front.on(hook)
+	defer y.front.on(nil)
+	do()
+}
+
+// TestBadEngine backs a VM up while the engine misbehaves. What it recovers from is told; what it does not is cleaned up.
+func TestBadEngine(t *testing.T) {
+	y := newYard(t, yardOptions{address: "127.0.0.13"})
+	y.add()
+	y.works(nil, backup...)
+	y.clean("checkpoint")
+	strike := func(name string) func() fate {
+		return func() fate { y.fault(name); return pass }
+	}
+	afterwards := func(name string) func() fate {
+		return func() fate { y.front.after = func() { y.fault(name) }; return late }
+	}
+	for _, c := range []struct {
+		name string
+		hook func(*http.Request) fate
+		code int
+		says []string
+	}{
+		{"lost checkpoint", once(change, strike(engine.FaultLostCheckpoint)), codeDone, []string{"changes since the last point are not known", "everything is read"}},
+		{"invalid checkpoint", once(change, strike(engine.FaultInvalidCheckpoint)), codeDone, []string{"invalid", "everything is read"}},
+		{"paused before it is read", once(opening, afterwards(engine.FaultTransferPaused)), codeConflict, []string{"ticket", "run the backup again", "Cleaned up: nothing"}},
+		{"paused at the end", once(finalizing, strike(engine.FaultTransferPaused)), codeDone, nil},
+		{"ticket expired before it is read", once(opening, afterwards(engine.FaultTicketExpired)), codeConflict, []string{"ticket", "run the backup again", "Cleaned up: nothing"}},
+		{"ticket expired at the end", once(finalizing, strike(engine.FaultTicketExpired)), codeDone, nil},
+		{"token expired", once(finalizing, strike(engine.FaultExpiredToken)), codeDone, nil},
+		{"restart", once(opening, afterwards(engine.FaultRestart)), codeDone, nil},
+		{"away for a while", once(finalizing, func() fate {
+			time.AfterFunc(3*time.Second, func() { y.center.Engine.Heal(engine.FaultUnreachable) })
+			return strike(engine.FaultUnreachable)()
+		}), codeDone, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			y := y.in(t)
+			had := y.points()
+			y.meanwhile(c.hook, func() {
+				if c.code == codeDone {
+					out := y.works(nil, backup...)
+					for _, s := range c.says {
+						if !strings.Contains(out.Stderr, s) {
+							t.Errorf("it does not say %q", s)
+						}
+					}
+					had++
+				} else {
+					y.fails(c.code, c.says, append(backup, "--full")...)
+				}
+			})
+			y.kept(had)
+			y.works(nil, backup...)
+		})
+	}
+	t.Run("away at first", func(t *testing.T) {
+		y := y.in(t)
+		y.fault(engine.FaultUnreachable)
+		y.fails(codeUnreachable, []string{"lab", "Check that the engine runs"}, backup...)
+		y.center.Engine.Heal(engine.FaultUnreachable)
+		y.works(nil, backup...)
+	})
+	y.clean("checkpoint")
+}
+
+// kept sees that there are so many points, and on the engine the checkpoint of the newest and nothing else.
+func (y *yard) kept(points int) {
+	y.t.Helper()
+	if n := y.points(); n != points {
+		y.t.Errorf("%d points, want %d", n, points)
+	}
+	y.clean("checkpoint")
+	checkpoints := 0
+	for _, line := range y.center.Engine.Leftovers(*y.before) {
+		if strings.HasPrefix(line, "checkpoint ") {
+			checkpoints++
+		}
+	}
+	if checkpoints > min(points, 1) {
+		y.t.Errorf("%d checkpoints on the engine", checkpoints)
+	}
+}
+
+// TestLostAnswers loses the answer to each request of a backup that changes something on the engine, and has the engine
+// fall over at each, before a backup and then before the next, until one has made fewer such requests.
+func TestLostAnswers(t *testing.T) {
+	y := newYard(t, yardOptions{address: "127.0.0.14"})
+	y.add()
+	for n := 1; ; n++ {
+		var lost, fell int
+		t.Run(fmt.Sprintf("change %d", n), func(t *testing.T) {
+			y := y.in(t)
+			lost = y.struck(n, func() fate { return lose })
+			fell = y.struck(n, func() fate { y.fault(engine.FaultServerError); return pass })
+		})
+		if t.Failed() {
+			return
+		}
+		if lost < n && fell < n {
+			if n < 5 {
+				t.Fatalf("a backup asks for %d changes only", n-1)
+			}
+			return
+		}
+	}
+}
+
+// struck runs a backup that something happens to at its n-th change, and returns how many changes there were until it
+// ended or cleaned up.
+func (y *yard) struck(n int, then func() fate) int {
+	y.t.Helper()
+	had := y.points()
+	var changes atomic.Int32
+	y.meanwhile(func(r *http.Request) fate {
+		if change(r) && int(changes.Add(1)) == n {
+			return then()
+		}
+		return pass
+	}, func() {
+		out := y.ask(backup...)
+		if out.Code == codeDone {
+			had++
+			return
+		}
+		y.failed(out, out.Code, []string{"Cleaned up: nothing"}, "the backup")
+		if out.Code != codeUnreachable && out.Code != codeFailed {
+			y.t.Errorf("exit code %d", out.Code)
+		}
+	})
+	y.kept(had)
+	return int(changes.Load())
+}
