@@ -32,7 +32,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
-	err := cmd.ExecuteContext(ctx)
+	ran, err := cmd.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
@@ -51,7 +51,7 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	report(stderr, err)
 	var ours *errs.Error
 	if !errors.As(err, &ours) { // everything of ours is an *errs.Error: this came from reading the command line
-		fmt.Fprintln(stderr, "See holdfast-lab --help.")
+		fmt.Fprintf(stderr, "See %s --help.\n", ran.CommandPath())
 		return 2
 	}
 	return 1

@@ -23,7 +23,7 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{"help", t.Context(), []string{"--help"}, 0, ""},
 		{"no such command", t.Context(), []string{"fly"}, 2, "holdfast-lab --help"},
-		{"no such flag", t.Context(), []string{"disk", "--wings"}, 2, "holdfast-lab --help"},
+		{"no such flag", t.Context(), []string{"disk", "--wings"}, 2, "holdfast-lab disk --help"},
 		{"a disk too small", t.Context(), []string{"disk", "--size", "1"}, 1, "at least"},
 		{"interrupted", ended, []string{"disk", "--size", "1"}, 130, ""},
 	} {

@@ -49,7 +49,14 @@ func execCommand() *cobra.Command {
 			"The exit code is the command's, or 255 if it could not be run. Ctrl-C interrupts it. A guest that boots is waited for.",
 		Example: "  holdfast-lab exec web1 -- 'cd /srv; ls | wc -l'\n  holdfast-lab exec web1 -- systemctl status ssh",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			out, code, err := control.Open(dir).Exec(cmd.Context(), args[0], commandLine(args[1:]))
+			vm, words := args[0], args[1:]
+			if words[0] == "--" { // flags end at the VM, with or without it
+				words = words[1:]
+			}
+			if len(words) == 0 {
+				return fmt.Errorf("exec %s: no command", vm)
+			}
+			out, code, err := control.Open(dir).Exec(cmd.Context(), vm, commandLine(words))
 			if err != nil && cmd.Context().Err() == nil {
 				report(cmd.ErrOrStderr(), err)
 				return exitCode(codeNotRun)
@@ -67,6 +74,7 @@ func execCommand() *cobra.Command {
 		},
 	}
 	dirFlag(cmd, &dir)
+	cmd.Flags().SetInterspersed(false)
 	return cmd
 }
 

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/datacenter"
 	"github.com/holdfast-backup/holdfast/internal/lab/engine"
 	"github.com/holdfast-backup/holdfast/internal/lab/product"
@@ -102,7 +103,16 @@ func (in *installation) describe(dir string) Info {
 
 // Exec implements lab. A shell of its own leaves the one at the console as it is, whatever the command does.
 func (in *installation) Exec(ctx context.Context, vm, command string) (string, int, error) {
-	return in.center.Host.Exec(ctx, vm, "bash -c "+Quote(command))
+	output, code, err := in.center.Host.Exec(ctx, vm, "bash -c "+Quote(command))
+	var e *errs.Error
+	if errs.Is(err, errs.NotFound) && errors.As(err, &e) {
+		var names []string
+		for _, v := range in.center.VMs {
+			names = append(names, v.Name)
+		}
+		return "", 0, e.WithNext("The lab began with " + strings.Join(names, ", ") + "; others have the names they were restored with.")
+	}
+	return output, code, err
 }
 
 // Quote makes one word of s for a shell.

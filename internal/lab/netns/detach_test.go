@@ -22,7 +22,7 @@ func linked() int {
 	if err != nil {
 		return 8
 	}
-	l, err := net.Listen("tcp", net.JoinHostPort(address.String(), "111"))
+	l, err := listen(net.JoinHostPort(address.String(), "111"))
 	if err != nil {
 		return 7
 	}
@@ -34,6 +34,15 @@ func linked() int {
 	_, _ = io.WriteString(c, "hello")
 	_ = c.Close()
 	return 42
+}
+
+// listen listens for half a minute, so that no test that dies leaves a process for good.
+func listen(address string) (net.Listener, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return l, l.(*net.TCPListener).SetDeadline(time.Now().Add(30 * time.Second))
 }
 
 // left runs in the detached process: it leaves its link and goes on until it is killed.
@@ -50,7 +59,7 @@ func left() int {
 	if err := Leave(); err != nil { // there is nothing left to leave
 		return 6
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := listen("127.0.0.1:0")
 	if err != nil {
 		return 5
 	}
