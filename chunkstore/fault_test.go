@@ -3,6 +3,7 @@ package chunkstore
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -221,7 +222,7 @@ func TestFaultInRemove(t *testing.T) {
 		if len(bad) > 0 {
 			return bad[0]
 		}
-		s := &Store{Reader: r}
+		s := &Store{Reader: r, log: slog.New(slog.DiscardHandler)}
 		err = s.RemovePoint(t.Context(), points[0].ID)
 		after, oerr := OpenReader(t.Context(), "/store", Options{Disk: under.Clone(0), Unlock: WithMaster(testKey)})
 		if oerr != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/holdfast-backup/holdfast/chunkstore/index"
 	"github.com/holdfast-backup/holdfast/chunkstore/keys"
 	"github.com/holdfast-backup/holdfast/chunkstore/pack"
+	"github.com/holdfast-backup/holdfast/chunkstore/retention"
 	"github.com/holdfast-backup/holdfast/internal/disk"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
@@ -43,11 +44,12 @@ func WithMaster(k keys.Master) Unlock {
 // Options for Create, Open and OpenReader. The zero value of every field but Unlock is right for use.
 type Options struct {
 	Unlock     Unlock
-	Disk       disk.Disk    // nil: the real one
-	IndexDir   string       // default: "index" in the store. Always on the real disk
-	CacheBytes int64        // of decoded frames; default 64 MiB
-	PackSize   int64        // bytes at which a pack is sealed; default 64 MiB
-	Logger     *slog.Logger // nil: silent
+	Disk       disk.Disk                         // nil: the real one
+	IndexDir   string                            // default: "index" in the store. Always on the real disk
+	CacheBytes int64                             // of decoded frames; default 64 MiB
+	PackSize   int64                             // bytes at which a pack is sealed; default 64 MiB
+	ReadClocks func() (retention.Reading, error) // default retention.Read
+	Logger     *slog.Logger                      // nil: silent
 	// KeepKit, if not nil, is given the recovery kit by Create before there is a store that needs it. An error ends
 	// Create without a store.
 	KeepKit func(kit []byte) error
@@ -62,6 +64,9 @@ func (o *Options) complete(dir string) {
 	}
 	if o.PackSize <= 0 {
 		o.PackSize = pack.TargetSize
+	}
+	if o.ReadClocks == nil {
+		o.ReadClocks = retention.Read
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -186,17 +191,19 @@ func OpenReader(ctx context.Context, dir string, o Options) (*Reader, error) {
 // Store is a store open for writing: one process at a time. It reads as a Reader does.
 type Store struct {
 	*Reader
-	lock     *storeLock
-	index    *index.Index
-	indexDir string
-	log      *slog.Logger
-	codec    pack.Codec
-	cutter   cut.Cutter
-	dirs     *directories
-	packSize int64
-	opened   uint32     // the highest pack number when the store was opened
-	mu       sync.Mutex // guards last
-	last     uint32     // the highest pack number ever given out
+	lock       *storeLock
+	index      *index.Index
+	indexDir   string
+	log        *slog.Logger
+	codec      pack.Codec
+	cutter     cut.Cutter
+	dirs       *directories
+	packSize   int64
+	readClocks func() (retention.Reading, error)
+	retain     sync.Mutex // held while locks, clock and removals of points are worked on
+	opened     uint32     // the highest pack number when the store was opened
+	mu         sync.Mutex // guards last
+	last       uint32     // the highest pack number ever given out
 }
 
 // Open opens a store for writing, finishes what a killed writer left, and brings the index up to date. errs.Busy names
@@ -216,7 +223,8 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 		_ = lock.Close()
 		return nil, err
 	}
-	s := &Store{Reader: r, lock: lock, log: o.Logger, indexDir: o.IndexDir, codec: codecs[r.super.Compression], packSize: o.PackSize}
+	s := &Store{Reader: r, lock: lock, log: o.Logger, indexDir: o.IndexDir, codec: codecs[r.super.Compression], packSize: o.PackSize,
+		readClocks: o.ReadClocks}
 	if s.cutter, err = cut.ByName(r.super.Cutter); err == nil {
 		s.dirs, err = newDirectories()
 	}
@@ -225,6 +233,9 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	}
 	if err == nil {
 		err = s.recover(ctx)
+	}
+	if err == nil {
+		s.lookAtClock(ctx)
 	}
 	if err != nil {
 		_ = s.Close()
@@ -242,12 +253,25 @@ func (s *Store) Close() error {
 	return errors.Join(err, s.Reader.Close(), s.lock.Close())
 }
 
-// RemovePoint removes a point's record. What only it used is garbage from then on.
+// RemovePoint removes a point's record. What only it used is garbage from then on. A point that is locked is
+// errs.Denied.
 func (s *Store) RemovePoint(ctx context.Context, id PointID) error {
 	if !id.Valid() {
 		return errs.Text("remove point", string(id), errs.Invalid, "a point's ID is 16 lower-case hexadecimal digits")
 	}
-	return errs.Wrap("remove point", string(id), s.b.Remove(ctx, pointName(id)))
+	s.retain.Lock()
+	defer s.retain.Unlock()
+	if err := s.mayRemove(ctx, id); err != nil {
+		return err
+	}
+	if err := s.b.Remove(ctx, pointName(id)); err != nil {
+		return errs.Wrap("remove point", string(id), err)
+	}
+	// Its lock is over. One that stays behind locks nothing.
+	if err := s.b.Remove(ctx, lockPrefix+string(id)); err != nil && !errs.Is(err, errs.NotFound) {
+		s.log.Warn("the lock of a removed point is left", "point", string(id), "err", err)
+	}
+	return nil
 }
 
 // IndexBytes returns the bytes that the index takes on its disk.
