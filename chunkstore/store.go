@@ -166,6 +166,12 @@ func vacant(d disk.Disk, dir string, orStore bool) error {
 	return nil
 }
 
+// Peek reads what can be read of a store without its key.
+func Peek(ctx context.Context, dir string, o Options) (Superblock, error) {
+	o.complete(dir)
+	return readSuperblock(ctx, local.New(o.Disk, dir), dir)
+}
+
 // OpenReader opens a store for reading.
 func OpenReader(ctx context.Context, dir string, o Options) (*Reader, error) {
 	o.complete(dir)

@@ -107,6 +107,7 @@ func post(id, path, tag, summary string, status int) huma.Operation {
 func (s *server) routes() {
 	s.managers()
 	s.vms()
+	s.points()
 	s.sessions()
 	s.tasks()
 	add(s, get("show-status", "/status", "node", "How the node is"), func(context.Context, *none) (*answer[Status], error) {
@@ -160,10 +161,43 @@ func (s *server) vms() {
 			}
 			return begun(s.Service.StartBackup(ctx, spec))
 		})
+}
+
+func (s *server) points() {
+	const tag = "points"
+	type byPoint struct {
+		Point string `path:"point" doc:"an ID or a unique prefix of one, or VM@latest, VM@2026-09-14T02, VM@-3d"`
+	}
+	type lock struct {
+		Point string `path:"point" doc:"an ID or a unique prefix of one, or VM@latest, VM@2026-09-14T02, VM@-3d"`
+		Body  LockSpec
+	}
 	add(s, get("list-points", "/points", tag, "List the restore points of all VMs"),
 		func(ctx context.Context, _ *none) (*answer[Partial[Point]], error) {
 			items, bad := s.Service.ListPoints(ctx)
 			return &answer[Partial[Point]]{Partial[Point]{some(items), problems("list points", bad)}}, nil
+		})
+	remove := get("remove-point", "/points/{point}", tag, "Remove a restore point; others are not touched")
+	remove.Method = http.MethodDelete
+	add(s, remove, func(ctx context.Context, in *byPoint) (*answer[Point], error) {
+		p, err := s.Service.RemovePoint(ctx, in.Point)
+		return &answer[Point]{p}, err
+	})
+	add(s, post("lock-point", "/points/{point}/lock", tag, "Keep a restore point from being removed until a time", http.StatusOK),
+		func(ctx context.Context, in *lock) (*answer[Point], error) {
+			in.Body.Point = in.Point
+			p, err := s.Service.LockPoint(ctx, in.Body)
+			return &answer[Point]{p}, err
+		})
+	add(s, get("show-store", "/store", "store", "Show the store that the node holds"),
+		func(ctx context.Context, _ *none) (*answer[StoreInfo], error) {
+			i, err := s.Service.GetStore(ctx)
+			return &answer[StoreInfo]{i}, err
+		})
+	add(s, post("confirm-clock", "/store/clock/confirm", "store", "Say that the machine's clock is right", http.StatusOK),
+		func(ctx context.Context, _ *none) (*answer[StoreInfo], error) {
+			i, err := s.Service.ConfirmClock(ctx)
+			return &answer[StoreInfo]{i}, err
 		})
 }
 

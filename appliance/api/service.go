@@ -11,6 +11,8 @@ import (
 type Service interface {
 	Managers
 	VMs
+	Points
+	Store
 	Sessions
 	Tasks
 }
@@ -31,7 +33,22 @@ type VMs interface {
 	ListVMs(ctx context.Context) ([]appliance.VM, []error)
 	GetVM(ctx context.Context, nameOrID string) (appliance.VM, error)
 	StartBackup(ctx context.Context, s BackupSpec) (appliance.Task, error)
+}
+
+// Points keeps restore points.
+type Points interface {
 	ListPoints(ctx context.Context) ([]Point, []error)
+	// RemovePoint is errs.Denied while the point is locked, and errs.Busy while a VM runs from it.
+	RemovePoint(ctx context.Context, point string) (Point, error)
+	// LockPoint keeps a point from being removed until a time. A lock is only ever extended.
+	LockPoint(ctx context.Context, s LockSpec) (Point, error)
+}
+
+// Store looks after the store that the node holds.
+type Store interface {
+	GetStore(ctx context.Context) (StoreInfo, error)
+	// ConfirmClock makes the store believe the machine's clock, because a person says that it is right.
+	ConfirmClock(ctx context.Context) (StoreInfo, error)
 }
 
 // Sessions runs VMs from their backups.
@@ -90,4 +107,23 @@ type Point struct {
 	Mode  string    `json:"mode,omitempty" doc:"full or incremental"`
 	Size  int64     `json:"size_bytes"`
 	Data  int64     `json:"data_bytes"`
+	// LockedUntil is when the point may be removed again.
+	LockedUntil *time.Time `json:"locked_until,omitempty"`
+}
+
+// LockSpec asks for a point to be kept until a time.
+type LockSpec struct {
+	Point  string    `json:"point,omitempty" doc:"an ID or a unique prefix of one, or VM@latest, VM@2026-09-14T02, VM@-3d"`
+	Until  time.Time `json:"until"`
+	Reason string    `json:"reason,omitempty" maxLength:"1000" doc:"shown to whoever tries to remove it"`
+}
+
+// StoreInfo says which store the node holds, and what time it believes.
+type StoreInfo struct {
+	UUID string `json:"uuid"`
+	Dir  string `json:"dir" doc:"on the node"`
+	// Believed is the time that locks are held against, Clock the machine's.
+	Believed *time.Time `json:"believed_time,omitempty" doc:"absent if nothing was ever locked"`
+	Clock    time.Time  `json:"clock"`
+	Doubtful bool       `json:"clock_doubtful" doc:"the machine's clock jumped: locks stay shut until a person confirms it"`
 }

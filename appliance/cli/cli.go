@@ -255,6 +255,36 @@ func (a *app) writer(ctx context.Context) (*chunkstore.Store, error) {
 	return chunkstore.Open(ctx, dir, a.options(ctx))
 }
 
+// askWithin is how long a node may take to say which store it holds.
+const askWithin = 5 * time.Second
+
+// change changes the store: here, or, if a node holds it, by asking that node.
+func (a *app) change(ctx context.Context, here func(*chunkstore.Store) error, there func(api.Service) error) error {
+	s, busy := a.writer(ctx)
+	if busy == nil {
+		defer s.Close()
+		return here(s)
+	}
+	if !errs.Is(busy, errs.Busy) {
+		return busy
+	}
+	ours, err := chunkstore.Peek(ctx, a.storeDir, chunkstore.Options{})
+	if err != nil {
+		return busy
+	}
+	n, end, err := a.dial()
+	if err != nil {
+		return busy
+	}
+	defer end()
+	asked, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	if held, err := n.GetStore(asked); err != nil || held.UUID != ours.UUID.String() {
+		return busy // somebody else has it
+	}
+	return fromNode(there(n))
+}
+
 // passphrase reads the passphrase from its file, or asks for it on a terminal; twice if it is a new one.
 func (a *app) passphrase(ctx context.Context, fresh bool) ([]byte, error) {
 	const op = "read passphrase"

@@ -18,6 +18,7 @@ type fakeNode struct {
 	managers []appliance.Manager
 	vms      []appliance.VM
 	points   []api.Point
+	store    api.StoreInfo
 	sessions []appliance.Session
 	tasks    []appliance.Task // newest first, as a node lists them
 	partial  []error          // beside what lists have
@@ -109,6 +110,36 @@ func (f *fakeNode) ListPoints(context.Context) ([]api.Point, []error) {
 		return nil, []error{err}
 	}
 	return f.points, nil
+}
+
+func (f *fakeNode) RemovePoint(_ context.Context, point string) (api.Point, error) {
+	return f.point(point, f.call("RemovePoint", point))
+}
+
+func (f *fakeNode) LockPoint(_ context.Context, l api.LockSpec) (api.Point, error) {
+	p, err := f.point(l.Point, f.call("LockPoint", l))
+	p.LockedUntil = &l.Until
+	return p, err
+}
+
+func (f *fakeNode) point(id string, err error) (api.Point, error) {
+	if err != nil {
+		return api.Point{}, err
+	}
+	for _, p := range f.points {
+		if p.Point == id {
+			return p, nil
+		}
+	}
+	return api.Point{}, errs.Text("find point", id, errs.NotFound, "there is none")
+}
+
+func (f *fakeNode) GetStore(context.Context) (api.StoreInfo, error) {
+	return f.store, f.call("GetStore")
+}
+
+func (f *fakeNode) ConfirmClock(context.Context) (api.StoreInfo, error) {
+	return f.store, f.call("ConfirmClock")
 }
 
 // start answers with the first state of the scripted task of a kind.

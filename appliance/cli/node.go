@@ -40,20 +40,26 @@ type runE = func(c *cobra.Command, args []string) error
 // withNode makes a command's function of one that talks to a node.
 func (a *app) withNode(f func(c *cobra.Command, s api.Service, args []string) error) runE {
 	return func(c *cobra.Command, args []string) error {
-		if a.Dial != nil {
-			s, err := a.Dial(a.nodeAt)
-			if err != nil {
-				return err // of the command line or of a file on this machine
-			}
-			return fromNode(f(c, s, args))
-		}
-		s, err := client.Dial(a.nodeAt)
+		s, end, err := a.dial()
 		if err != nil {
-			return err
+			return err // of the command line or of a file on this machine
 		}
-		defer s.Close()
+		defer end()
 		return fromNode(f(c, s, args))
 	}
+}
+
+// dial connects to the node. Nothing has been asked yet.
+func (a *app) dial() (s api.Service, end func(), err error) {
+	if a.Dial != nil {
+		s, err = a.Dial(a.nodeAt)
+		return s, func() {}, err
+	}
+	c, err := client.Dial(a.nodeAt)
+	if err != nil {
+		return nil, nil, err
+	}
+	return c, func() { c.Close() }, nil
 }
 
 // commandLine writes a command of ours for people to copy: it asks the same node as this one does.

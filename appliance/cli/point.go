@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/holdfast-backup/holdfast/appliance"
+	"github.com/holdfast-backup/holdfast/appliance/api"
 	"github.com/holdfast-backup/holdfast/appliance/imagefile"
 	"github.com/holdfast-backup/holdfast/appliance/node"
 	"github.com/holdfast-backup/holdfast/chunkstore"
@@ -86,7 +87,7 @@ func (a *app) pointCommand() *cobra.Command {
 			"The space that only this point used is not given back yet: reclaiming it is not part of this version.",
 		RunE: func(c *cobra.Command, args []string) error { return a.removePoint(c.Context(), args[0]) },
 	}
-	return group("point", "Work with restore points", list, show, rm, a.exportCommand(), a.serveCommand())
+	return group("point", "Work with restore points", list, show, a.ofNode(rm), a.ofNode(a.lockCommand()), a.exportCommand(), a.serveCommand())
 }
 
 type pointJSON struct {
@@ -95,6 +96,7 @@ type pointJSON struct {
 	Time   string            `json:"time"`
 	Labels map[string]string `json:"labels,omitempty"`
 	Disks  []diskJSON        `json:"disks"`
+	Locked string            `json:"locked_until,omitempty"`
 }
 
 type diskJSON struct {
@@ -125,14 +127,14 @@ func (a *app) listPoints(ctx context.Context) error {
 	}
 	out := []pointJSON{}
 	for _, p := range points {
-		out = append(out, toJSON(p))
+		out = append(out, a.withLock(ctx, r, toJSON(p)))
 	}
 	if err := a.print(out, func(w io.Writer) {
 		if len(out) == 0 {
 			fmt.Fprintln(w, "There are no restore points yet. Make one with `holdfast disk import FILE --vm NAME`.")
 			return
 		}
-		fmt.Fprintln(w, "POINT\tVM\tTIME\tDISKS\tSIZE\tDATA")
+		fmt.Fprintln(w, "POINT\tVM\tTIME\tDISKS\tSIZE\tDATA\tLOCKED UNTIL")
 		for i, p := range out {
 			var sum, data int64
 			var disks []string
@@ -140,7 +142,7 @@ func (a *app) listPoints(ctx context.Context) error {
 				sum, data = sum+d.Size, data+d.Data
 				disks = append(disks, fmt.Sprint(d.Disk))
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", p.Point, p.VM, when(points[i].Time), strings.Join(disks, ","), size(sum), size(data))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Point, p.VM, when(points[i].Time), strings.Join(disks, ","), size(sum), size(data), p.Locked)
 		}
 	}); err != nil {
 		return err
@@ -165,7 +167,7 @@ func (a *app) showPoint(ctx context.Context, name string, sum bool) error {
 	if err != nil {
 		return err
 	}
-	out := toJSON(p)
+	out := a.withLock(ctx, r, toJSON(p))
 	out.Labels = p.Labels
 	if sum {
 		bar := a.progress()
@@ -188,6 +190,9 @@ func (a *app) showPoint(ctx context.Context, name string, sum bool) error {
 		fmt.Fprintf(w, "Machine\t%s\n", out.VM)
 		fmt.Fprintf(w, "Time\t%s\n", when(p.Time))
 		fmt.Fprintf(w, "Read from\t%s\n", p.Labels[appliance.LabelSource])
+		if out.Locked != "" {
+			fmt.Fprintf(w, "Locked until\t%s\n", out.Locked)
+		}
 		for _, d := range out.Disks {
 			fmt.Fprintf(w, "Disk %d\t%s, of it data %s\n", d.Disk, size(d.Size), size(d.Data))
 			fmt.Fprintf(w, "  root\t%s\n", d.Root)
@@ -199,24 +204,28 @@ func (a *app) showPoint(ctx context.Context, name string, sum bool) error {
 }
 
 func (a *app) removePoint(ctx context.Context, name string) error {
-	s, err := a.writer(ctx)
-	if err != nil {
-		return err
+	removed := func(id, what string) error {
+		return a.print(map[string]string{"point": id}, func(w io.Writer) { fmt.Fprintf(w, "Removed point %s, %s.\n", id, what) })
 	}
-	defer s.Close()
-	id, what := chunkstore.PointID(name), "whose record was damaged"
-	p, err := node.ResolvePoint(ctx, s, name, a.Now())
-	switch {
-	case err == nil:
-		id, what = p.ID, "of "+node.VMOf(p)+", "+when(p.Time)
-	case !errs.Is(err, errs.Corrupt) || !id.Valid():
-		return err
-	}
-	if err := s.RemovePoint(ctx, id); err != nil {
-		return err
-	}
-	return a.print(map[string]string{"point": string(id)}, func(w io.Writer) {
-		fmt.Fprintf(w, "Removed point %s, %s.\n", id, what)
+	return a.change(ctx, func(s *chunkstore.Store) error {
+		id, what := chunkstore.PointID(name), "whose record was damaged"
+		p, err := node.ResolvePoint(ctx, s, name, a.Now())
+		switch {
+		case err == nil:
+			id, what = p.ID, "of "+node.VMOf(p)+", "+when(p.Time)
+		case !errs.Is(err, errs.Corrupt) || !id.Valid():
+			return err
+		}
+		if err := s.RemovePoint(ctx, id); err != nil {
+			return err
+		}
+		return removed(string(id), what)
+	}, func(s api.Service) error {
+		p, err := s.RemovePoint(ctx, name)
+		if err != nil {
+			return err
+		}
+		return removed(p.Point, "of "+plain(p.VM)+", "+when(p.Time))
 	})
 }
 

@@ -29,21 +29,6 @@ func (n *Node) KeepRun(r cbt.Run) error { return n.catalog.Put(catalog.Runs, r.I
 // ForgetRun implements cbt.Journal.
 func (n *Node) ForgetRun(id string) error { return n.catalog.Delete(catalog.Runs, id) }
 
-// ListPoints implements api.Service.
-func (n *Node) ListPoints(ctx context.Context) ([]api.Point, []error) {
-	points, bad := n.store.Points(ctx)
-	out := make([]api.Point, 0, len(points))
-	for _, p := range points {
-		a := api.Point{Point: string(p.ID), VM: VMOf(p), Time: p.Time, Mode: p.Labels[appliance.LabelMode]}
-		for _, d := range p.Disks {
-			a.Size += d.Root.Size
-			a.Data += d.Root.Data
-		}
-		out = append(out, a)
-	}
-	return out, bad
-}
-
 // vmKey tells VMs apart: by manager and ID, or by name for points of image files.
 type vmKey struct{ manager, id string }
 

@@ -76,6 +76,7 @@ func NewNode(ctx context.Context, o NodeOptions) (*Node, error) {
 		return nil, err
 	}
 	n.background, n.stop = context.WithCancel(context.WithoutCancel(ctx))
+	n.wg.Go(func() { n.watchClock(n.background) })
 	if err := n.resume(ctx); err != nil {
 		_ = n.Close(ctx)
 		return nil, err

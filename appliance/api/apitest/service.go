@@ -18,6 +18,7 @@ type Service struct {
 	Managers []appliance.Manager
 	VMs      []appliance.VM
 	Points   []api.Point
+	Store    api.StoreInfo
 	Sessions []appliance.Session
 	Partial  []error // what stands beside VMs and points
 	Panic    bool    // every call panics
@@ -149,6 +150,34 @@ func (s *Service) ListPoints(ctx context.Context) ([]api.Point, []error) {
 		return nil, []error{err}
 	}
 	return s.Points, s.Partial
+}
+
+// RemovePoint implements api.Service.
+func (s *Service) RemovePoint(ctx context.Context, point string) (api.Point, error) {
+	if err := s.ask(ctx, "RemovePoint", point); err != nil {
+		return api.Point{}, err
+	}
+	return find("point", point, s.Points, func(p api.Point) bool { return p.Point == point })
+}
+
+// LockPoint implements api.Service.
+func (s *Service) LockPoint(ctx context.Context, l api.LockSpec) (api.Point, error) {
+	if err := s.ask(ctx, "LockPoint", l); err != nil {
+		return api.Point{}, err
+	}
+	p, err := find("point", l.Point, s.Points, func(p api.Point) bool { return p.Point == l.Point })
+	p.LockedUntil = &l.Until
+	return p, err
+}
+
+// GetStore implements api.Service.
+func (s *Service) GetStore(ctx context.Context) (api.StoreInfo, error) {
+	return s.Store, s.ask(ctx, "GetStore")
+}
+
+// ConfirmClock implements api.Service.
+func (s *Service) ConfirmClock(ctx context.Context) (api.StoreInfo, error) {
+	return s.Store, s.ask(ctx, "ConfirmClock")
 }
 
 // StartBackup implements api.Service.

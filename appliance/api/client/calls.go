@@ -69,6 +69,35 @@ func (c *Client) ListPoints(ctx context.Context) ([]api.Point, []error) {
 	return list[api.Point](ctx, c, "/points")
 }
 
+// RemovePoint implements api.Service.
+func (c *Client) RemovePoint(ctx context.Context, point string) (p api.Point, err error) {
+	path, err := at("points", point, "")
+	if err != nil {
+		return p, err
+	}
+	return p, c.call(ctx, http.MethodDelete, path, nil, &p)
+}
+
+// LockPoint implements api.Service.
+func (c *Client) LockPoint(ctx context.Context, s api.LockSpec) (p api.Point, err error) {
+	path, err := at("points", s.Point, "/lock")
+	if err != nil {
+		return p, err
+	}
+	s.Point = ""
+	return post[api.Point](ctx, c, path, s)
+}
+
+// GetStore implements api.Service.
+func (c *Client) GetStore(ctx context.Context) (api.StoreInfo, error) {
+	return get[api.StoreInfo](ctx, c, "/store")
+}
+
+// ConfirmClock implements api.Service.
+func (c *Client) ConfirmClock(ctx context.Context) (api.StoreInfo, error) {
+	return post[api.StoreInfo](ctx, c, "/store/clock/confirm", nil)
+}
+
 func list[T any](ctx context.Context, c *Client, path string) ([]T, []error) {
 	l, err := get[api.Partial[T]](ctx, c, path)
 	if err != nil {

@@ -123,6 +123,7 @@ func things() *apitest.Service {
 			ID: "123", Name: "web", Manager: "lab", Status: "up", Tags: []string{"a"}, Points: 2, Newest: &appliance.Newest{Point: "p", Time: when},
 			Disks: []appliance.VMDisk{{ID: "d", Alias: "<boot> & ü", SizeBytes: 1 << 40, Format: "cow", CBT: true, Hole: "a direct LUN"}},
 		}},
+		Store:  api.StoreInfo{UUID: "ab", Dir: "/store", Believed: &when, Clock: when, Doubtful: true},
 		Points: []api.Point{{Point: "p", VM: "web", Time: when, Mode: "full", Size: 5, Data: 3}},
 		Sessions: []appliance.Session{{
 			ID: "s1", State: appliance.SessionRunning, Manager: "lab", Point: "p", SourceVM: "web", VM: "web-1", VMID: "v", Domain: "hf", DomainID: "i",
@@ -153,6 +154,7 @@ func reads(t *testing.T, c *client.Client, s *apitest.Service, full appliance.Ta
 	same(t, "GetManager", s.Managers[0])(c.GetManager(ctx, "lab one/two?"))
 	same(t, "GetVM by name", s.VMs[0])(c.GetVM(ctx, "web"))
 	same(t, "GetVM by ID", s.VMs[0])(c.GetVM(ctx, "123"))
+	same(t, "GetStore", s.Store)(c.GetStore(ctx))
 	same(t, "ListSessions", s.Sessions)(c.ListSessions(ctx))
 	same(t, "GetSession", s.Sessions[0])(c.GetSession(ctx, "s1"))
 	same(t, "GetTask", full)(c.GetTask(ctx, "full"))
@@ -211,11 +213,18 @@ func starts(t *testing.T, c *client.Client, s *apitest.Service) {
 	if err := c.CancelTask(ctx, "task-1"); err != nil {
 		t.Error(err)
 	}
+	until := time.Date(2027, 1, 2, 3, 4, 5, 0, time.UTC)
+	locked := s.Points[0]
+	locked.LockedUntil = &until
+	same(t, "LockPoint", locked)(c.LockPoint(ctx, api.LockSpec{Point: "p", Until: until, Reason: "audit"}))
+	same(t, "RemovePoint", s.Points[0])(c.RemovePoint(ctx, "p"))
+	same(t, "ConfirmClock", s.Store)(c.ConfirmClock(ctx))
 	want := []string{
 		`AddManager {Name:x URL:engine User:a@b Password:päss"word CA:pem` + "\n" + ` Fingerprint:ff}`, "RemoveManager lab one/two?",
 		"StartBackup {VM:web Manager:lab Full:true Strategy:cbt}", "StartBackup {VM:web Manager: Full:false Strategy:}",
 		"StartInstant {Point:web@latest Manager:lab Name:w2 Cluster:c PowerOn:true MigrateTo:san Format:raw}",
 		"StartMigrate s1 san two", "StartRelease s1 true", "StartRelease s1 false", "CancelTask task-1",
+		"LockPoint {Point:p Until:2027-01-02 03:04:05 +0000 UTC Reason:audit}", "RemovePoint p", "ConfirmClock",
 	}
 	if got := s.Asked()[before:]; !slices.Equal(got, want) {
 		t.Errorf("the service was asked\n%q, want\n%q", got, want)
@@ -257,6 +266,10 @@ func calls(ctx context.Context, c *client.Client) map[string]error {
 	all["RemoveManager"] = c.RemoveManager(ctx, "x")
 	keep("GetVM")(c.GetVM(ctx, "x"))
 	keep("StartBackup")(c.StartBackup(ctx, api.BackupSpec{VM: "x"}))
+	keep("RemovePoint")(c.RemovePoint(ctx, "x"))
+	keep("LockPoint")(c.LockPoint(ctx, api.LockSpec{Point: "x", Until: time.Unix(1, 0)}))
+	keep("GetStore")(c.GetStore(ctx))
+	keep("ConfirmClock")(c.ConfirmClock(ctx))
 	_, _, all["StartInstant"] = c.StartInstant(ctx, api.InstantSpec{Point: "x"})
 	keep("ListSessions")(c.ListSessions(ctx))
 	keep("GetSession")(c.GetSession(ctx, "x"))
