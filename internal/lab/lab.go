@@ -135,6 +135,9 @@ type runOptions struct {
 }
 
 func run(ctx context.Context, o runOptions, out io.Writer) error {
+	if err := netns.NeedRoot(); err != nil {
+		return err
+	}
 	if err := parts.Need(parts.Build, parts.Machine, parts.Mount, parts.Imageio); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -204,7 +205,7 @@ func up(ctx context.Context, o labOptions, progress io.Writer) (control.Info, er
 
 // await waits until the lab is ready, or has ended.
 func await(ctx context.Context, dir string, p *os.Process, log string) (control.Info, error) {
-	ctx, cancel := context.WithTimeout(ctx, upWithin)
+	within, cancel := context.WithTimeout(ctx, upWithin)
 	defer cancel()
 	ended := make(chan struct{})
 	go func() {
@@ -212,25 +213,44 @@ func await(ctx context.Context, dir string, p *os.Process, log string) (control.
 		close(ended)
 	}()
 	for {
-		info, err := control.Open(dir).Info(ctx)
+		info, err := control.Open(dir).Info(within)
 		if err == nil && info.PID == p.Pid {
 			return info, nil
 		}
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ended:
-			said, next := control.Said(log)
-			return info, errs.Text(opUp, dir, errs.Bug, said).WithNext(strings.TrimSpace(next + " The log is " + log))
-		case <-ctx.Done():
-			_ = p.Signal(os.Interrupt) // it cleans up after itself
-			select {
-			case <-ended:
-				return info, errs.Wrap(opUp, dir, ctx.Err())
-			case <-time.After(endWithin):
-				return info, errs.Text(opUp, dir, errs.Canceled, "it was told to end and has not yet").WithNext("See " + log)
-			}
+			return info, whyEnded(dir, log)
+		case <-within.Done():
+			return info, giveUp(ctx, dir, p, ended)
 		}
 	}
+}
+
+// whyEnded finds out from a lab's log why it could not start.
+func whyEnded(dir, log string) error {
+	said, next := control.Said(log)
+	said = strings.TrimPrefix(said, opUp+" "+dir+": ")
+	if said == "" {
+		return errs.Text(opUp, dir, errs.Canceled, "somebody has ended it")
+	}
+	return errs.Text(opUp, dir, errs.Bug, said).WithNext(strings.TrimSpace(next + " The log is " + log))
+}
+
+// giveUp ends a lab that is starting. If that was the user's wish, nothing is left of it.
+func giveUp(ctx context.Context, dir string, p *os.Process, ended <-chan struct{}) error {
+	_ = p.Signal(os.Interrupt) // it cleans up after itself
+	select {
+	case <-ended:
+	case <-time.After(endWithin):
+		return errs.Text(opUp, dir, errs.Canceled, "it was told to end and has not yet").WithNext("End it: holdfast-lab down")
+	}
+	if ctx.Err() == nil {
+		return errs.Text(opUp, dir, errs.Bug, "it is not up after "+upWithin.String()).
+			WithNext("Is the machine very busy? The log is " + filepath.Join(dir, control.LogName))
+	}
+	_, err := control.Open(dir).Down(context.WithoutCancel(ctx), false)
+	return errors.Join(errs.Wrap(opUp, dir, ctx.Err()), err)
 }
 
 // describe tells a person what is there and what to try.

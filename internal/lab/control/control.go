@@ -119,6 +119,8 @@ func (l *Lab) Down(ctx context.Context, keep bool) (wasUp bool, err error) {
 			return wasUp, errors.Join(err, f.Close())
 		case errs.Is(err, errs.NotFound):
 			return wasUp, nil
+		case errs.Is(err, errs.Denied):
+			return wasUp, errs.New(op, l.dir, errs.Denied, err).WithNext(asRoot)
 		case !errs.Is(err, errs.Busy):
 			return wasUp, err
 		}
@@ -136,6 +138,8 @@ func (l *Lab) Down(ctx context.Context, keep bool) (wasUp bool, err error) {
 		}
 	}
 }
+
+const asRoot = "Run the same command as root, or with sudo."
 
 // refusal is an error as it travels over the socket.
 type refusal struct {
@@ -198,7 +202,7 @@ func (l *Lab) explain(ctx context.Context, err error) error {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return errs.Text(op, l.dir, errs.NotFound, "no lab is up there").WithNext("Start one: holdfast-lab up")
 	case errors.Is(err, os.ErrPermission):
-		return errs.Wrap(op, l.dir, err).(*errs.Error).WithNext("Run the same command as root, or with sudo.")
+		return errs.New(op, l.dir, errs.Denied, os.ErrPermission).WithNext(asRoot)
 	}
 	return errs.New(op, l.dir, errs.Stale, err).WithNext("The lab was ended meanwhile, or has died: see " + filepath.Join(l.dir, LogName))
 }

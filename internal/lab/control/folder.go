@@ -71,7 +71,7 @@ func Check(dir string) error {
 	case errors.Is(err, os.ErrNotExist):
 		return nil
 	case errs.Is(err, errs.Busy):
-		return errs.Text(opStart, dir, errs.Exists, "one is up there").
+		return errs.Text(opStart, dir, errs.Exists, "one is up there, or starting").
 			WithNext("End it first: holdfast-lab down. Or use it: " + filepath.Join(dir, infoName) + " says where everything is.")
 	case err != nil:
 		return err
@@ -101,7 +101,7 @@ func Take(dir string) (*Folder, error) {
 	}
 	lock, err := lockDir(dir, os.O_CREATE)
 	if errs.Is(err, errs.Busy) {
-		return nil, errs.Text(opStart, dir, errs.Exists, "one has just been started there").WithNext("Wait for it, or end it: holdfast-lab down")
+		return nil, errs.Text(opStart, dir, errs.Exists, "one was started there a moment ago")
 	}
 	if err != nil {
 		return nil, err
