@@ -29,6 +29,9 @@ var testKey = func() (k keys.Master) {
 	return k
 }()
 
+// keyName is the object with the passphrase that Create was given.
+const keyName = "keys/master.age"
+
 // fixedSuperblock is that of stores that makeStore makes.
 func fixedSuperblock() Superblock {
 	id := testKey.ID()

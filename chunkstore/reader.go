@@ -17,6 +17,7 @@ import (
 	"github.com/holdfast-backup/holdfast/chunkstore/keys"
 	"github.com/holdfast-backup/holdfast/chunkstore/manifest"
 	"github.com/holdfast-backup/holdfast/chunkstore/pack"
+	"github.com/holdfast-backup/holdfast/internal/disk"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
@@ -27,6 +28,8 @@ type Reader struct {
 	b         backend.Backend
 	super     Superblock
 	key       keys.Master
+	d         disk.Disk // where dir lies; for the lock of changeKeys
+	openedBy  string    // see OpenedBy
 	digestKey [32]byte
 	packs     packCache
 	frames    *otter.Cache[frameKey, []byte]

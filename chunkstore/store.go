@@ -22,25 +22,6 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
-// Unlock turns the wrapped key of a store into its key. It is called once for each Open.
-type Unlock func(wrapped []byte, store UUID) (keys.Master, error)
-
-// WithPassphrase unlocks by passphrase; ask is called only when the store was found.
-func WithPassphrase(ask func() ([]byte, error)) Unlock {
-	return func(wrapped []byte, _ UUID) (keys.Master, error) {
-		p, err := ask()
-		if err != nil {
-			return keys.Master{}, err
-		}
-		return keys.Unwrap(wrapped, p)
-	}
-}
-
-// WithMaster unlocks by the key itself, as the recovery kit holds it.
-func WithMaster(k keys.Master) Unlock {
-	return func([]byte, UUID) (keys.Master, error) { return k, nil }
-}
-
 // Options for Create, Open and OpenReader. The zero value of every field but Unlock is right for use.
 type Options struct {
 	Unlock     Unlock
@@ -50,6 +31,8 @@ type Options struct {
 	PackSize   int64                             // bytes at which a pack is sealed; default 64 MiB
 	ReadClocks func() (retention.Reading, error) // default retention.Read
 	Logger     *slog.Logger                      // nil: silent
+	// KeyFile, if not nil, is the content of a key file, keys.FileSize bytes, that is to open the store that Create makes.
+	KeyFile []byte
 	// KeepKit, if not nil, is given the recovery kit by Create before there is a store that needs it. An error ends
 	// Create without a store.
 	KeepKit func(kit []byte) error
@@ -79,11 +62,12 @@ type Created struct {
 	Kit        []byte // the recovery kit's text: to be kept away from the store; it opens everything
 }
 
-// Create makes a store in dir, which must be empty or not exist, with a new master key wrapped by passphrase.
+// Create makes a store in dir, which must be empty or not exist, with a new master key wrapped by passphrase, by
+// Options.KeyFile, or by both. The passphrase may be empty if there is a key file.
 func Create(ctx context.Context, dir string, passphrase []byte, work int, o Options) (*Created, error) {
 	o.complete(dir)
 	fail := func(err error) (*Created, error) { return nil, errs.Wrap("make store", dir, err) }
-	if len(passphrase) == 0 {
+	if len(passphrase) == 0 && o.KeyFile == nil {
 		return fail(errs.Text("wrap key", "", errs.Invalid, "the passphrase is empty"))
 	}
 	if err := o.Disk.MkdirAll(dir); err != nil {
@@ -105,9 +89,12 @@ func Create(ctx context.Context, dir string, passphrase []byte, work int, o Opti
 	if err != nil {
 		return fail(err)
 	}
-	wrapped, err := keys.Wrap(key, passphrase, work)
-	if err != nil {
-		return fail(err)
+	var first []Secret
+	if len(passphrase) > 0 {
+		first = append(first, Secret{Passphrase: passphrase, Work: work})
+	}
+	if o.KeyFile != nil {
+		first = append(first, Secret{KeyFile: o.KeyFile})
 	}
 	id := key.ID()
 	s := Superblock{
@@ -121,7 +108,7 @@ func Create(ctx context.Context, dir string, passphrase []byte, work int, o Opti
 	b := local.New(o.Disk, dir)
 	// The key first: a superblock is the sign that the store is whole. A key without one is a leftover of a Create
 	// that was killed, and is replaced.
-	if err := b.Replace(ctx, keyName, wrapped); err != nil {
+	if err := writeFirstKeys(ctx, b, key, first); err != nil {
 		return fail(err)
 	}
 	kit := keys.FormatKit(key, [16]byte(s.UUID), s.Created)
@@ -136,6 +123,29 @@ func Create(ctx context.Context, dir string, passphrase []byte, work int, o Opti
 		return fail(err)
 	}
 	return &Created{s, kit}, nil
+}
+
+// writeFirstKeys writes the wrapped keys of a new store, and takes away those of a Create that was cut short.
+func writeFirstKeys(ctx context.Context, b *local.Local, key keys.Master, first []Secret) error {
+	for _, old := range []string{keyObject(firstPhrase, keys.ByPassphrase), keyObject(firstFile, keys.ByFile)} {
+		if err := b.Remove(ctx, old); err != nil && !errs.Is(err, errs.NotFound) {
+			return err
+		}
+	}
+	for _, s := range first {
+		blob, form, err := s.wrap(key)
+		if err != nil {
+			return err
+		}
+		name := firstPhrase
+		if form == keys.ByFile {
+			name = firstFile
+		}
+		if err := b.Put(ctx, keyObject(name, form), blob); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // vacant fails if a store cannot be made in dir: it may hold only what a Create that was cut short leaves behind, and,
@@ -154,7 +164,7 @@ func vacant(d disk.Disk, dir string, orStore bool) error {
 			}
 			return errs.Text("use folder", dir, errs.Exists, "there is a store in it already").
 				WithNext("Use it as it is, or choose another folder.")
-		case lockName, path.Dir(keyName), superblockName + disk.TempSuffix, "lost+found":
+		case lockName, path.Clean(keyPrefix), superblockName + disk.TempSuffix, "lost+found":
 		default:
 			stranger = e.Name()
 		}
@@ -180,18 +190,22 @@ func OpenReader(ctx context.Context, dir string, o Options) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	wrapped, err := readObject(ctx, b, keyName, 64<<10)
-	if err != nil && !errs.Is(err, errs.NotFound) { // without it the kit still opens the store
+	wrapped, err := readKeys(ctx, b, super.KeyID)
+	if err != nil {
 		return nil, errs.Wrap("open store", dir, err)
 	}
-	key, err := o.Unlock(wrapped, super.UUID)
+	key, name, err := o.Unlock(wrapped, super.UUID)
 	if err != nil {
 		return nil, errs.Wrap("open store", dir, err)
 	}
 	if err := super.check(key); err != nil {
 		return nil, errs.Wrap("open store", dir, err)
 	}
-	return newReader(dir, b, super, key, o.CacheBytes)
+	r, err := newReader(dir, b, super, key, o.CacheBytes)
+	if err == nil {
+		r.d, r.openedBy = o.Disk, name
+	}
+	return r, err
 }
 
 // Store is a store open for writing: one process at a time. It reads as a Reader does.

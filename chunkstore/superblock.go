@@ -18,11 +18,8 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
-// Names of the objects every store has. These never change.
-const (
-	superblockName = "superblock"
-	keyName        = "keys/master.age"
-)
+// superblockName is the object that every store has. It never changes.
+const superblockName = "superblock"
 
 // Superblock says what a store is: the one object that is readable without the key. docs/format/store.md.
 type Superblock struct {

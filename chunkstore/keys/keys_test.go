@@ -82,6 +82,9 @@ func TestNeverPrinted(t *testing.T) {
 	}
 }
 
+// testLineLen is the length of the first line of a key wrapped by a passphrase.
+const testLineLen = len(wrapMagic) + 16 + 1 + 8 + 1
+
 const testWork = 4 // so that a flip of every byte takes no time
 
 func TestWrap(t *testing.T) {
@@ -127,7 +130,7 @@ func TestDefaultWork(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w, ok := workOf(blob[lineLen:]); !ok || w != Work {
+	if w, ok := workOf(blob[testLineLen:]); !ok || w != Work {
 		t.Errorf("work %d, %v", w, ok)
 	}
 	if m, err := Unwrap(blob, []byte("x")); err != nil || m != testMaster {
@@ -164,8 +167,8 @@ func TestHostileBlobs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, file := testMaster.ID(), blob[lineLen:]
-	remade := func(id [8]byte, file string) []byte { return append(wrapLine(id, []byte(file)), file...) }
+	id, file := testMaster.ID(), blob[testLineLen:]
+	remade := func(id [8]byte, file string) []byte { return append(firstLine(wrapMagic, id, []byte(file)), file...) }
 	header := string(file[:bytes.Index(file, []byte(" 4\n"))])
 	for _, c := range []struct {
 		name string

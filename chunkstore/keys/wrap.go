@@ -2,7 +2,6 @@ package keys
 
 import (
 	"bytes"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -27,7 +26,6 @@ const (
 	wrapMagic = "holdfast-key-1 "     // never changes
 	payload1  = "holdfast master 1\n" // begins what is encrypted, so that no other age file passes for a key
 	maxBlob   = 4096                  // a wrapped key has about 330 bytes
-	lineLen   = len(wrapMagic) + 16 + 1 + 8 + 1
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -58,37 +56,19 @@ func Wrap(m Master, passphrase []byte, work int) ([]byte, error) {
 	if err := w.Close(); err != nil {
 		return nil, errs.New(op, "", errs.Bug, err)
 	}
-	return append(wrapLine(m.ID(), file.Bytes()), file.Bytes()...), nil
-}
-
-// wrapLine is the first line of a wrapped key. The checksum covers the identifier and the age file: age alone cannot
-// tell a damaged file from a wrong passphrase, and a person who is told the wrong one of the two loses a day.
-func wrapLine(id [8]byte, file []byte) []byte {
-	sum := crc32.Update(crc32.Checksum(id[:], castagnoli), castagnoli, file)
-	return fmt.Appendf(nil, "%s%x %08x\n", wrapMagic, id[:], sum)
+	return append(firstLine(wrapMagic, m.ID(), file.Bytes()), file.Bytes()...), nil
 }
 
 // Unwrap decrypts a wrapped key. errs.Denied: the passphrase is wrong. errs.Corrupt: the blob is damaged.
 // errs.Unsupported: it asks for more work than MaxWork.
 func Unwrap(blob, passphrase []byte) (Master, error) {
 	const op = "unwrap master key"
-	corrupt := func(why string) error {
-		return errs.Text(op, "", errs.Corrupt, why).WithNext(
-			"Put back a copy of the store's key file, or open the store with the recovery kit.")
-	}
-	if len(blob) > maxBlob || len(blob) < lineLen || !bytes.HasPrefix(blob, []byte(wrapMagic)) {
-		return Master{}, corrupt("this is not a wrapped master key")
-	}
-	var id [8]byte
-	if _, err := hex.Decode(id[:], blob[len(wrapMagic):len(wrapMagic)+16]); err != nil {
-		return Master{}, corrupt("the key's identifier is not hexadecimal")
-	}
-	file := blob[lineLen:]
-	if !bytes.Equal(blob[:lineLen], wrapLine(id, file)) {
-		return Master{}, corrupt("the checksum does not match")
+	id, file, err := inspect(blob, wrapMagic)
+	if err != nil {
+		return Master{}, err
 	}
 	if w, ok := workOf(file); !ok {
-		return Master{}, corrupt("the age file is not encrypted with a passphrase")
+		return Master{}, damaged("the age file is not encrypted with a passphrase")
 	} else if w > MaxWork {
 		return Master{}, errs.Text(op, "", errs.Unsupported, fmt.Sprintf("the work factor %d is above %d", w, MaxWork))
 	}
@@ -103,21 +83,13 @@ func Unwrap(blob, passphrase []byte) (Master, error) {
 			"Give the passphrase of the store; if it is lost, the recovery kit opens the store: --kit FILE.")
 	}
 	if err != nil {
-		return Master{}, corrupt(err.Error())
+		return Master{}, damaged(err.Error())
 	}
 	plain, err := io.ReadAll(io.LimitReader(r, maxBlob))
 	if err != nil {
-		return Master{}, corrupt(err.Error())
+		return Master{}, damaged(err.Error())
 	}
-	rest, ok := bytes.CutPrefix(plain, []byte(payload1))
-	if !ok || len(rest) != len(Master{}) {
-		return Master{}, corrupt("what is encrypted is not a master key")
-	}
-	m := Master(rest)
-	if m.ID() != id {
-		return Master{}, corrupt("the key is not the one its first line names")
-	}
-	return m, nil
+	return payload(plain, id)
 }
 
 // workOf reads the work factor from the second line of an age file, "-> scrypt SALT WORK".
