@@ -97,7 +97,11 @@ func (r *Reader) ChangeKey(ctx context.Context, name string, s Secret) error {
 			return errs.Text(op, name, errs.Unsupported, "objects of this store cannot be replaced").
 				WithNext("Add a key of another name, then remove this one.")
 		}
-		return w.Replace(ctx, keyObject(name, form), blob)
+		if err := w.Replace(ctx, keyObject(name, form), blob); err != nil {
+			return errs.New("replace", name, errs.KindOf(err), err).
+				WithNext("Either the old one or the new one opens the store now: try both, then change it again.")
+		}
+		return nil
 	})
 }
 

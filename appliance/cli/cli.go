@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/holdfast-backup/holdfast/appliance/api"
 	"github.com/holdfast-backup/holdfast/appliance/api/client"
@@ -54,7 +53,9 @@ type app struct {
 	World
 	storeDir       string
 	passphraseFile string
+	keyFile        string
 	kitFile        string
+	flagged        func(flag string) bool // was it given on the command line
 	output         string
 	verbose        bool
 	nodeAt         client.Options
@@ -62,7 +63,7 @@ type app struct {
 
 // Run runs the program and returns its exit code.
 func Run(ctx context.Context, w World) int {
-	a := &app{World: w}
+	a := &app{World: w, flagged: func(string) bool { return false }}
 	root := a.root()
 	root.SetArgs(w.Args)
 	root.SetOut(w.Stdout)
@@ -93,7 +94,8 @@ func (a *app) root() *cobra.Command {
 			"Commands on a store (--store): init, disk, point, mount, store, recover.\n" +
 			"Commands to a node, the daemon holdfastd (--node): manager, vm, backup, restore, session, task.",
 		SilenceErrors: true, SilenceUsage: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			a.flagged = c.Flags().Changed
 			if a.output != "table" && a.output != "json" {
 				return usage("holdfast", "-o "+a.output+": the output is table or json")
 			}
@@ -111,6 +113,7 @@ func (a *app) root() *cobra.Command {
 	f.StringVar(&a.storeDir, "store", a.Getenv("HOLDFAST_STORE"), "folder of the store (HOLDFAST_STORE)")
 	f.StringVar(&a.passphraseFile, "passphrase-file", a.Getenv("HOLDFAST_PASSPHRASE_FILE"),
 		"file with the passphrase in its first line (HOLDFAST_PASSPHRASE_FILE)")
+	f.StringVar(&a.keyFile, "key-file", a.Getenv("HOLDFAST_KEY_FILE"), "key file to open the store with (HOLDFAST_KEY_FILE)")
 	f.StringVar(&a.kitFile, "kit", a.Getenv("HOLDFAST_KIT"), "recovery kit to open the store with, in place of the passphrase (HOLDFAST_KIT)")
 	f.StringVarP(&a.output, "output", "o", "table", "table or json")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "tell what is done")
@@ -189,32 +192,48 @@ func (a *app) storePath() (string, error) {
 }
 
 func (a *app) options(ctx context.Context) chunkstore.Options {
-	unlock := chunkstore.WithPassphrase(func() ([]byte, error) { return a.passphrase(ctx, false) })
-	if a.kitFile != "" {
-		unlock = a.unlockByKit
+	return chunkstore.Options{Unlock: a.unlock(ctx), Logger: a.logger()}
+}
+
+// unlock opens stores with what the command line names, otherwise with what the environment names, otherwise it asks
+// for the passphrase. Of several on one level the kit comes first, since it is named on purpose, then the key file.
+func (a *app) unlock(ctx context.Context) chunkstore.Unlock {
+	pass := chunkstore.WithPassphrase(func() ([]byte, error) { return a.passphrase(ctx) })
+	file := chunkstore.WithKeyFile(func() ([]byte, error) { return node.ReadKeyFile(a.keyFile) })
+	switch {
+	case a.flagged("kit"):
+		return a.unlockByKit
+	case a.flagged("key-file"):
+		return file
+	case a.flagged("passphrase-file"):
+		return pass
+	case a.kitFile != "":
+		return a.unlockByKit
+	case a.keyFile != "":
+		return file
 	}
-	return chunkstore.Options{Unlock: unlock, Logger: a.logger()}
+	return pass
 }
 
 // maxKit bounds what is read of a recovery kit, in bytes: it is a page of text.
 const maxKit = 64 << 10
 
 // unlockByKit opens the store that a recovery kit was made for.
-func (a *app) unlockByKit(_ []byte, store chunkstore.UUID) (keys.Master, error) {
+func (a *app) unlockByKit(_ []chunkstore.WrappedKey, store chunkstore.UUID) (keys.Master, string, error) {
 	const op = "read recovery kit"
 	page, err := disk.ReadFile(disk.OS{}, a.kitFile, maxKit)
 	if err != nil {
-		return keys.Master{}, errs.Wrap(op, a.kitFile, err)
+		return keys.Master{}, "", errs.Wrap(op, a.kitFile, err)
 	}
 	k, of, err := keys.ParseKit(page)
 	if err != nil {
-		return keys.Master{}, errs.Wrap(op, a.kitFile, err)
+		return keys.Master{}, "", errs.Wrap(op, a.kitFile, err)
 	}
 	if chunkstore.UUID(of) != store {
-		return keys.Master{}, errs.Text(op, a.kitFile, errs.Denied, "it is the kit of store "+chunkstore.UUID(of).String()).
+		return keys.Master{}, "", errs.Text(op, a.kitFile, errs.Denied, "it is the kit of store "+chunkstore.UUID(of).String()).
 			WithNext("This store is " + store.String() + ": use its own kit, or the passphrase.")
 	}
-	return k, nil
+	return k, "", nil
 }
 
 func (a *app) reader(ctx context.Context) (*chunkstore.Reader, error) {
@@ -283,57 +302,4 @@ func (a *app) change(ctx context.Context, here func(*chunkstore.Store) error, th
 		return busy // somebody else has it
 	}
 	return fromNode(there(n))
-}
-
-// passphrase reads the passphrase from its file, or asks for it on a terminal; twice if it is a new one.
-func (a *app) passphrase(ctx context.Context, fresh bool) ([]byte, error) {
-	const op = "read passphrase"
-	if a.passphraseFile != "" {
-		return node.ReadPassphrase(a.passphraseFile)
-	}
-	if a.Stdin == nil || !term.IsTerminal(int(a.Stdin.Fd())) {
-		return nil, errs.Text(op, "", errs.Invalid, "there is no terminal to ask on").
-			WithNext("Name a file that holds it: --passphrase-file F, or HOLDFAST_PASSPHRASE_FILE.")
-	}
-	p, err := a.ask(ctx, op, "Passphrase: ")
-	if err != nil || !fresh {
-		return p, err
-	}
-	again, err := a.ask(ctx, op, "The same again: ")
-	if err == nil && string(again) != string(p) {
-		err = errs.Text(op, "", errs.Invalid, "the two are not the same; nothing was made").WithNext("Run the same command again.")
-	}
-	return p, err
-}
-
-// ask reads a line without showing it. An interruption ends the question; the read that waits is left behind, with the
-// terminal as it was.
-func (a *app) ask(ctx context.Context, op, prompt string) ([]byte, error) {
-	fd := int(a.Stdin.Fd())
-	before, err := term.GetState(fd)
-	if err != nil {
-		return nil, errs.Wrap(op, "", err)
-	}
-	type answer struct {
-		text []byte
-		err  error
-	}
-	got := make(chan answer, 1)
-	fmt.Fprint(a.Stderr, prompt)
-	go func() {
-		p, err := term.ReadPassword(fd)
-		got <- answer{p, err}
-	}()
-	select {
-	case r := <-got:
-		fmt.Fprintln(a.Stderr)
-		if r.err == io.EOF {
-			return nil, errs.Text(op, "", errs.Invalid, "the terminal was closed")
-		}
-		return r.text, errs.Wrap(op, "", r.err)
-	case <-ctx.Done():
-		fmt.Fprintln(a.Stderr)
-		_ = term.Restore(fd, before) // the process ends in any case
-		return nil, errs.Wrap(op, "", ctx.Err())
-	}
 }

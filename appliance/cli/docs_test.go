@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/spf13/cobra"
+
 	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 )
@@ -35,6 +37,8 @@ func TestTheManualsExamples(t *testing.T) {
 	b.store, b.env["HOLDFAST_STORE"] = b.path("backup/store"), b.path("backup/store")
 	b.disk("images/web.raw", 1, mib)
 	b.file("images/password", []byte("secret\n"))
+	b.file("images/passphrase", []byte(passphrase+"\n"))
+	b.file("images/new-passphrase", []byte("another\n"))
 	b.file("images/ca.pem", []byte("-----BEGIN CERTIFICATE-----\n"))
 	blocks := regexp.MustCompile("(?s)```\n(.*?)```").FindAllStringSubmatch(manual(t), -1)
 	if len(blocks) < 8 {
@@ -76,7 +80,7 @@ func TestTheManualIsComplete(t *testing.T) {
 	text := manual(t)
 	a := &app{World: World{Getenv: func(string) string { return "" }}}
 	for _, c := range a.root().Commands() {
-		for _, sub := range append(c.Commands(), c) {
+		for _, sub := range below(c) {
 			if sub.HasSubCommands() || sub.Name() == "help" || sub.Name() == "completion" {
 				continue
 			}
@@ -101,6 +105,15 @@ func TestTheManualIsComplete(t *testing.T) {
 			t.Errorf("exit code %d is missing", code)
 		}
 	}
+}
+
+// below returns a command and all its subcommands.
+func below(c *cobra.Command) []*cobra.Command {
+	all := []*cobra.Command{c}
+	for _, sub := range c.Commands() {
+		all = append(all, below(sub)...)
+	}
+	return all
 }
 
 // tool runs a program of somebody else's that must succeed.

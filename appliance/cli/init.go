@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/holdfast-backup/holdfast/appliance/node"
 	"github.com/holdfast-backup/holdfast/chunkstore"
 	"github.com/holdfast-backup/holdfast/chunkstore/keys"
 	"github.com/holdfast-backup/holdfast/internal/disk"
@@ -23,7 +24,9 @@ func (a *app) initCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "init DIR", Short: "Make a store", Args: exactly(1, "the folder of the new store"),
 		Long: "Make a store in DIR, which must be empty or not exist, and write its recovery kit to a file beside it.\n" +
-			"The kit opens the store without the passphrase: print it, or keep it on another machine.",
+			"The kit opens the store without the passphrase: print it, or keep it on another machine.\n" +
+			"With --key-file F the store is opened by that file, which is made if it does not exist; with --passphrase-file\n" +
+			"as well, either opens it. The key file must not lie in the store.",
 		RunE: func(c *cobra.Command, args []string) error { return a.init(c.Context(), args[0], kit) },
 	}
 	c.Flags().StringVar(&kit, "kit", "", "file to write the recovery kit to (default DIR.kit)")
@@ -35,8 +38,13 @@ func (a *app) init(ctx context.Context, dir, kit string) error {
 	if kit == "" {
 		kit = dir + ".kit"
 	}
-	if err := checkKit(dir, kit); err != nil {
+	if err := outside(dir, kit, "write recovery kit", "--kit"); err != nil {
 		return err
+	}
+	if a.keyFile != "" {
+		if err := outside(dir, a.keyFile, "use key file", "--key-file"); err != nil {
+			return err
+		}
 	}
 	if _, err := os.Lstat(kit); err == nil {
 		return errKitExists(kit)
@@ -46,21 +54,43 @@ func (a *app) init(ctx context.Context, dir, kit string) error {
 		a.note("Finishing what an interrupted run had begun.")
 		return a.made(dir, part, kit, sb)
 	}
-	pass, err := a.passphrase(ctx, true)
+	pass, file, drop, err := a.firstSecrets(ctx)
 	if err != nil {
 		return err
 	}
 	made, err := chunkstore.Create(ctx, dir, pass, keys.Work, chunkstore.Options{
-		Logger:  a.logger(),
+		Logger: a.logger(), KeyFile: file,
 		KeepKit: func(text []byte) error { return errs.Wrap("write recovery kit", kit, writeKit(part, text)) },
 	})
 	if err != nil {
 		if _, ok := finishable(ctx, dir, part); !ok {
 			_ = os.Remove(part) // it opens nothing
+			drop()
 		}
 		return errs.Wrap("make store", dir, err)
 	}
 	return a.made(dir, part, kit, made.Superblock)
+}
+
+// firstSecrets returns what is to open a new store: a passphrase, the content of a key file, or both. drop takes the key
+// file away again if it was made here.
+func (a *app) firstSecrets(ctx context.Context) (pass, file []byte, drop func(), err error) {
+	drop = func() {}
+	if a.keyFile == "" || a.passphraseFile != "" {
+		pass, err = a.newPassphrase(ctx, a.passphraseFile, "--passphrase-file F, HOLDFAST_PASSPHRASE_FILE, or a key file: --key-file", "Passphrase: ")
+		if err != nil {
+			return nil, nil, drop, err
+		}
+	}
+	if a.keyFile == "" {
+		return pass, nil, drop, nil
+	}
+	file, fresh, err := node.OpenOrMakeKeyFile(a.keyFile)
+	if fresh {
+		a.note("Made the key file " + a.keyFile + ". Keep a copy of it away from the store, or the recovery kit.")
+		drop = func() { _ = os.Remove(a.keyFile) } // it opens nothing
+	}
+	return pass, file, drop, err
 }
 
 // made gives the kit of a finished store its name, and tells of both.
@@ -133,20 +163,20 @@ func finishable(ctx context.Context, dir, part string) (chunkstore.Superblock, b
 	return r.Superblock(), true
 }
 
-// checkKit refuses a kit that would be lost together with the store.
-func checkKit(dir, kit string) error {
+// outside refuses a file that would be lost, or copied, together with the store.
+func outside(dir, file, op, flag string) error {
 	d, err := filepath.Abs(dir)
 	if err != nil {
 		return errs.Wrap("make store", dir, err)
 	}
-	k, err := filepath.Abs(kit)
+	f, err := filepath.Abs(file)
 	if err != nil {
-		return errs.Wrap("write recovery kit", kit, err)
+		return errs.Wrap(op, file, err)
 	}
-	d, k = resolved(d), filepath.Join(resolved(filepath.Dir(k)), filepath.Base(k))
-	if rel, err := filepath.Rel(d, k); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
-		return errs.Text("write recovery kit", kit, errs.Invalid, "it would lie inside the store, and be lost with it").
-			WithNext("Name a file elsewhere with --kit.")
+	d, f = resolved(d), filepath.Join(resolved(filepath.Dir(f)), filepath.Base(f))
+	if rel, err := filepath.Rel(d, f); err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
+		return errs.Text(op, file, errs.Invalid, "it would lie inside the store, and be lost or stolen with it").
+			WithNext("Name a file elsewhere with " + flag + ".")
 	}
 	return nil
 }

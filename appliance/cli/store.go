@@ -28,7 +28,8 @@ func (a *app) storeCommand() *cobra.Command {
 		},
 		RunE: func(c *cobra.Command, args []string) error { return a.verify(c.Context(), args) },
 	}
-	return group("store", "Look after the store", status, verify, a.ofNode(a.clockCommand()), a.auditCommand())
+	return group("store", "Look after the store", status, verify, a.keyCommand(), a.passphraseCommand(), a.ofNode(a.clockCommand()),
+		a.auditCommand())
 }
 
 type statusJSON struct {

@@ -22,8 +22,10 @@ import (
 type Config struct {
 	// Store is the store's folder. Needed.
 	Store string `yaml:"store"`
-	// PassphraseFile holds the store's passphrase in its first line. Needed.
+	// PassphraseFile holds the store's passphrase in its first line. It or KeyFile is needed.
 	PassphraseFile string `yaml:"passphrase_file"`
+	// KeyFile is a key file that opens the store.
+	KeyFile string `yaml:"key_file"`
 	// Mount shows all restore points as files; left out, nothing is mounted.
 	Mount *Mount `yaml:"mount"`
 	// NFS offers all restore points, read-only, over NFS v3, and the sessions of instant restores; left out, nothing is
@@ -125,7 +127,16 @@ func (c *Config) check() (bad []string) {
 		}
 	}
 	need("store", c.Store)
-	need("passphrase_file", c.PassphraseFile)
+	switch {
+	case c.KeyFile == "" && c.PassphraseFile == "":
+		bad = append(bad, "passphrase_file is missing, and key_file too")
+	case c.KeyFile != "" && c.PassphraseFile != "":
+		bad = append(bad, "passphrase_file and key_file are both there: one opens the store")
+	case c.KeyFile != "":
+		need("key_file", c.KeyFile)
+	default:
+		need("passphrase_file", c.PassphraseFile)
+	}
 	if c.Mount != nil {
 		need("mount.dir", c.Mount.Dir)
 	}

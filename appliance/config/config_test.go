@@ -40,6 +40,13 @@ func TestGoodNode(t *testing.T) {
 	}
 }
 
+func TestKeyFile(t *testing.T) {
+	c, err := Parse([]byte(strings.Replace(good, "passphrase_file:", "key_file:", 1)))
+	if err != nil || c.KeyFile != "/etc/holdfast/passphrase" || c.PassphraseFile != "" {
+		t.Fatalf("%+v %v", c, err)
+	}
+}
+
 func TestFaultsAreNamedAllAtOnce(t *testing.T) {
 	for name, c := range map[string]struct {
 		text string
@@ -56,6 +63,8 @@ func TestFaultsAreNamedAllAtOnce(t *testing.T) {
 		"not yaml":       {"a: [", []string{"yaml"}},
 		"node":           {good + "api: {listen: x}\n", []string{"state is missing", "api.socket", "api.listen", "api.token_file", "nfs.address"}},
 		"node alone":     {"store: /s\npassphrase_file: /p\nmount: {dir: /m}\nstate: /st\napi: {socket: /x}\n", []string{"nfs is missing"}},
+		"two openers":    {good + "key_file: /k\n", []string{"both there"}},
+		"relative key":   {strings.Replace(good, "passphrase_file: /etc", "key_file: etc", 1), []string{"key_file is not an absolute path"}},
 		"unknown inside": {strings.Replace(good, "dir:", "path:", 1), []string{"path", "mount.dir is missing"}},
 	} {
 		_, err := Parse([]byte(c.text))

@@ -91,7 +91,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 func (d *daemon) openStore(ctx context.Context) (err error) {
 	o := chunkstore.Options{
 		Logger: d.log, CacheBytes: daemonCacheBytes,
-		Unlock: chunkstore.WithPassphrase(func() ([]byte, error) { return ReadPassphrase(d.c.PassphraseFile) }),
+		Unlock: unlockAs(d.c),
 	}
 	if d.c.API == nil {
 		d.reader, err = chunkstore.OpenReader(ctx, d.c.Store, o)

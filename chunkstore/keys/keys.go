@@ -2,21 +2,21 @@
 //
 // Terms. The master key is 32 random bytes, made once when the store is made. A wrapped key is the master key
 // encrypted with a passphrase or with a key file, as it lies in the store; there may be several. A key file is 32 random
-// bytes for programs that have nobody to ask. The recovery kit is the master key on a page for people, to be
-// printed and kept away from the store.
+// bytes for programs that have nobody to ask. The recovery kit is the master key on a page for people, to be printed and
+// kept away from the store.
 //
 // Invariants:
 //
 //  1. Every derived key is HKDF-SHA-256 of the master key with an info string of its own; the strings are part of the
 //     format and never change. Test vectors hold them.
 //  2. Nothing here prints a key: all ways of formatting a Master show its public identifier. FormatKit alone spells it.
-//  3. A wrapped key that is damaged is told apart from a wrong passphrase or key file, and neither costs more memory than MaxWork
-//     allows, whoever wrote the file.
+//  3. A wrapped key that is damaged is told apart from a wrong passphrase or key file, and neither costs more memory
+//     than MaxWork allows, whoever wrote the file.
 //  4. A kit typed from paper with a mistake in it is refused, and the error names the row.
 //
 // The bytes are described in docs/format/keys.md. Functions are pure but for New, NewFile, Wrap and WrapFile,
-// which draw random numbers, and may be called concurrently. Tested by frozen vectors, by a flip of every byte of a wrapped key and every
-// character of a kit, and by a fuzz target for the kit.
+// which draw random numbers, and may be called concurrently. Tested by frozen vectors, by a flip of every byte of a
+// wrapped key and every character of a kit, and by a fuzz target for the kit.
 package keys
 
 import (
