@@ -67,7 +67,7 @@ func readKeys(ctx context.Context, b backend.Backend, keyID string) ([]WrappedKe
 		switch {
 		case errs.Is(err, errs.NotFound): // removed meanwhile
 			continue
-		case err != nil && !errs.Is(err, errs.Corrupt) && !errs.Is(err, errs.Invalid):
+		case err != nil && !errs.Is(err, errs.Corrupt) && !errs.Is(err, errs.Denied):
 			return nil, errs.Wrap("read key", i.Name, err)
 		}
 		k.Err = errs.Wrap("read key", i.Name, err)
@@ -82,7 +82,7 @@ func checkKey(k WrappedKey, keyID string) error {
 		err = errs.Text("check", "", errs.Corrupt, "it is wrapped for a "+form.String())
 	}
 	if err == nil && hex.EncodeToString(id[:]) != keyID {
-		err = errs.Text("check", "", errs.Invalid, "it is a key of another store").
+		err = errs.Text("check", "", errs.Denied, "it is a key of another store").
 			WithNext("Remove it with `holdfast store key rm`: it opens nothing here.")
 	}
 	return err
@@ -157,5 +157,6 @@ func noKey(form keys.Form, wrapped []WrappedKey, bad error) error {
 		}
 	}
 	return errs.Text(op, "", errs.Corrupt, "the store's key is gone: there is no wrapped key below keys/").
-		WithNext("Open the store with its recovery kit (--kit FILE); then `holdfast store passphrase` makes a new one.")
+		WithNext("Put that folder back from a copy of the store; or open it with the recovery kit (--kit FILE), with which " +
+			"`holdfast store passphrase` makes a new one.")
 }

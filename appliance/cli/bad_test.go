@@ -213,8 +213,8 @@ func TestDamagedStore(t *testing.T) {
 			b.file("store/superblock", []byte(strings.Replace(string(p), `"version": 1`, `"version": 2`, 1)))
 		}, exitError, "newer Holdfast"},
 		"superblock is missing": {func(b *box) { _ = os.Remove(b.path("store/superblock")) }, exitNotFound, "no Holdfast store"},
-		"key is damaged":        {func(b *box) { damage(b.t, b.path("store/keys/master.age"), -20) }, exitCorrupt, "copy of the store's key"},
-		"key is missing":        {func(b *box) { _ = os.Remove(b.path("store/keys/master.age")) }, exitCorrupt, "copy of the store's key"},
+		"key is damaged":        {func(b *box) { damage(b.t, b.path("store/keys/master.age"), -20) }, exitCorrupt, "keys/ back from a copy of the store"},
+		"key is missing":        {func(b *box) { _ = os.Remove(b.path("store/keys/master.age")) }, exitCorrupt, "back from a copy of the store"},
 		"key of another store": {func(b *box) {
 			o := newBox(b.t)
 			p, _ := os.ReadFile(o.path("store/keys/master.age"))
