@@ -65,7 +65,7 @@ func (a *app) outcome(t appliance.Task) error {
 	}
 	next := p.Remedy
 	if next == "" {
-		next = show
+		next = nodeNexts[task.KindOfCode(p.Code)] + " " + show
 	}
 	return &errs.Error{Op: p.Title, Kind: task.KindOfCode(p.Code), Err: errors.New(p.Cause), Next: next}
 }
