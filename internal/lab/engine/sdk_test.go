@@ -10,65 +10,18 @@ import (
 	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
-	"github.com/holdfast-backup/holdfast/internal/lab/parts"
+	"github.com/holdfast-backup/holdfast/internal/lab/sdk"
 )
-
-// The official SDK. It is a source package with a part in C; pycurl comes as a wheel.
-const (
-	sdkRequirement  = "ovirt-engine-sdk-python==4.6.3"
-	curlRequirement = "pycurl==7.45.3"
-)
-
-// sdkPython returns an interpreter that has the SDK, and installs it into the cache first if it is not there.
-func sdkPython(t *testing.T) string {
-	t.Helper()
-	cache, err := parts.CacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	folder := filepath.Join(cache, "ovirt-sdk-4.6.3")
-	python := filepath.Join(folder, "bin", "python3")
-	if _, err := os.Stat(python); err == nil {
-		return python
-	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	work, err := os.MkdirTemp(cache, "ovirt-sdk-unfinished-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(work)
-	if out, err := exec.Command("/usr/bin/python3", "-m", "venv", work).CombinedOutput(); err != nil {
-		t.Fatalf("no virtual environment (Debian's python3-venv makes them): %v\n%s", err, out)
-	}
-	pip := exec.Command(filepath.Join(work, "bin", "python3"), "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-		"--no-input", "--only-binary=pycurl", sdkRequirement, curlRequirement)
-	if out, err := pip.CombinedOutput(); err != nil {
-		t.Fatalf("%s was not installed. It needs a Python package index and, to be compiled, gcc, python3-dev and libxml2-dev: %v\n%s",
-			sdkRequirement, err, out)
-	}
-	// Another test may have been faster; its folder is as good.
-	if err := os.Rename(work, folder); err != nil && !isThere(python) {
-		t.Fatal(err)
-	}
-	return python
-}
-
-func isThere(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
 
 // It is not only our client that understands the simulator: oVirt's own goes through a backup and an instant restore.
 func TestOfficialSDK(t *testing.T) {
 	if os.Getenv("HOLDFAST_REAL_PARTS") != "1" {
 		t.Skip("needs the official Python SDK: HOLDFAST_REAL_PARTS=1 installs it into the lab's cache")
 	}
-	if err := parts.Need(parts.Python); err != nil {
+	python, err := sdk.Python(t.Context())
+	if err != nil {
 		t.Fatal(err, errs.NextStep(err))
 	}
-	python := sdkPython(t)
 	host := newFakeHost()
 	const domain, image = "0f0f0f0f-1111-4222-8333-4444444444d1", "0f0f0f0f-2222-4222-8333-444444444401"
 	host.put("10.0.0.5:/ir/1", domain)
