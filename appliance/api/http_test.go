@@ -88,7 +88,7 @@ func TestRefusedRequests(t *testing.T) {
 		"a long name":           {"POST", "/api/v1/managers", `{"name":"` + strings.Repeat("x", 65) + `","url":"u","user":"a@b","password":"hunter2"}`, 422, "invalid", "body.name: "},
 		"no such strategy":      {"POST", "/api/v1/vms/web/backups", `{"strategy":"magic"}`, 422, "invalid", "body.strategy: "},
 		"a vm in the body":      {"POST", "/api/v1/vms/web/backups", `{"vm":"other"}`, 422, "invalid", "body.vm: "},
-		"no storage domain":     {"POST", "/api/v1/sessions/x/migrate", `{"to":""}`, 422, "invalid", "body.to: "},
+		"no storage domain":     {"POST", "/api/v1/sessions/x/migrate", `{"to":7}`, 422, "invalid", "body.to: "},
 		"an unknown query":      {"GET", "/api/v1/vms?name=x", "", 422, "invalid", "query.name: "},
 		"a huge body":           {"POST", "/api/v1/managers", manager + `,"ca":"` + strings.Repeat("x", 1<<20) + `"}`, 413, "invalid", "too large"},
 		"a huge body of nobody": {"POST", "/api/v1/nothing", strings.Repeat("x", 2<<20), 404, "not-found", ""},

@@ -37,7 +37,7 @@ type RunSpec struct {
 
 // MigrateSpec asks for a session's disks to be moved to production storage.
 type MigrateSpec struct {
-	To string `json:"to" minLength:"1" doc:"name or ID of a storage domain"`
+	To string `json:"to,omitempty" doc:"name or ID of a storage domain; the one that was named before, if left out"`
 }
 
 // ReleaseSpec asks for a session to be taken apart.

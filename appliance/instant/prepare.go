@@ -3,6 +3,7 @@ package instant
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -81,6 +82,9 @@ func (p *preparation) all(ctx context.Context, id string, exportID uint32) error
 // defaultMemoryMiB is what a VM without a known configuration gets.
 const defaultMemoryMiB = 1024
 
+// vmName is what the engine takes.
+var vmName = regexp.MustCompile(`^[0-9A-Za-z_.-]+$`)
+
 // chooseName finds a name that is free. The original VM is never touched.
 func (p *preparation) chooseName(ctx context.Context, c *appliance.PointConfig) error {
 	name := p.q.Name
@@ -89,6 +93,10 @@ func (p *preparation) chooseName(ctx context.Context, c *appliance.PointConfig) 
 	}
 	if name == "" {
 		return errs.Text("name VM", "", errs.Invalid, "no name was given, and the point has none").WithNext("Give one with --name.")
+	}
+	if !vmName.MatchString(name) {
+		return errs.Text("name VM", name, errs.Invalid, "the engine takes letters from a to z, digits, '_', '-' and '.' in a VM's name, and nothing else").
+			WithNext("Choose another name with --name.")
 	}
 	_, err := p.o.Engine.FindVM(ctx, name)
 	if err == nil {

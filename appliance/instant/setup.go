@@ -43,7 +43,9 @@ func (w *worker) enter(s appliance.SessionState) error {
 	if err := w.Journal.KeepSession(*w.r); err != nil {
 		return err
 	}
-	w.report.Step(string(s))
+	if s != appliance.SessionFailed && s != appliance.SessionReleased { // nothing is done there any more
+		w.report.Step(string(s))
+	}
 	return nil
 }
 
@@ -71,7 +73,11 @@ func SetUp(ctx context.Context, o Options, r *Record, report Reporter) error {
 		w.event(ctx, ovirt.EventNormal, fmt.Sprintf("Holdfast: VM %s runs from restore point %s (session %s).", r.VM, r.Point, r.ID))
 		return nil
 	}
-	err = errs.Wrap("instant restore of", r.SourceVM, err)
+	kind := errs.KindOf(err)
+	if kind == errs.Invalid { // whoever asked was told of what made no sense: this is the engine's refusal
+		kind = errs.Unsupported
+	}
+	err = errs.New("instant restore of", r.SourceVM, kind, err)
 	if task.Ending(ctx) {
 		return err
 	}
@@ -312,7 +318,11 @@ func (w *worker) start(ctx context.Context) error {
 func (w *worker) event(ctx context.Context, s ovirt.Severity, text string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	if err := w.Engine.PostEvent(ctx, ovirt.Event{Severity: s, Text: text, VM: ovirt.ID(w.r.VMID)}); err != nil {
+	vm := ovirt.ID(w.r.VMID)
+	if w.r.RemoveVM { // it is gone, or is going to be
+		vm = ""
+	}
+	if err := w.Engine.PostEvent(ctx, ovirt.Event{Severity: s, Text: text, VM: vm}); err != nil {
 		w.report.Note("The engine's event log could not be told: " + err.Error())
 	}
 }
@@ -320,7 +330,8 @@ func (w *worker) event(ctx context.Context, s ovirt.Severity, text string) {
 // eager is how much shorter than usual the first pause of a poll is: many things are done at once.
 const eager = 8
 
-// poll calls f until it says so, with a pause between calls that grows to the usual one. What the engine refuses for a passing reason is asked again.
+// poll calls f until it says so, with a pause between calls that grows to the usual one. What the engine refuses for a
+// passing reason is asked again.
 func poll(parent context.Context, pause, within time.Duration, what string, f func() (bool, error)) error {
 	ctx, cancel := context.WithTimeout(parent, within)
 	defer cancel()

@@ -100,7 +100,7 @@ func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 func known(names map[string]bool) string {
 	if len(names) == 0 {
-		return "The store holds no points yet: make one with `holdfast disk import FILE --vm NAME`."
+		return "The store holds no points yet: make one with `holdfast backup run VM`, or of an image with `holdfast disk import FILE --vm NAME`."
 	}
 	var list []string
 	for n := range names {

@@ -118,7 +118,7 @@ var rules = [...]rule{
 	is(`source and target storage domains are the same`, errs.Exists, ""),
 	is(`disk.* (does not|doesn't) exist|entity not found`, errs.NotFound, ""),
 	is(`trying to mount target`, errs.Transient,
-		"The host could not mount the export: check that the hosts reach this node (firewall, address), then try again."),
+		"The host could not mount the export: check that the hosts reach this node (address, firewall), and may mount (allow, below nfs in the node's configuration); then try again."),
 	is(`storage domain is inaccessible|storage domain's status is|(up|down) status|not down|vm is running|is in .* status`, errs.Busy, nextWait),
 }
 

@@ -44,7 +44,15 @@ func ProblemOf(err error) *appliance.Problem {
 	if err == nil {
 		return nil
 	}
-	p := &appliance.Problem{Code: Code(errs.KindOf(err)), Title: err.Error(), Cause: err.Error(), Remedy: errs.NextStep(err)}
+	var u *undone
+	cleaned := ""
+	if errors.As(err, &u) {
+		cleaned = u.cleaned
+		if err == error(u) {
+			err = u.error
+		}
+	}
+	p := &appliance.Problem{Cleaned: cleaned, Code: Code(errs.KindOf(err)), Title: err.Error(), Cause: err.Error(), Remedy: errs.NextStep(err)}
 	if e, ok := err.(*errs.Error); ok {
 		p.Title = e.Op
 		if e.Subject != "" {
@@ -53,10 +61,6 @@ func ProblemOf(err error) *appliance.Problem {
 		if p.Cause = e.Kind.String(); e.Err != nil {
 			p.Cause = e.Err.Error()
 		}
-	}
-	var u *undone
-	if errors.As(err, &u) {
-		p.Cleaned = u.cleaned
 	}
 	return p
 }

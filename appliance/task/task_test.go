@@ -158,6 +158,10 @@ func TestWhatFailedAndWhatWasUndone(t *testing.T) {
 	if end.Problem == nil || *end.Problem != want {
 		t.Errorf("problem %+v, want %+v", end.Problem, want)
 	}
+	outside := Cleaned(errs.Wrap("back up", "web", errs.Text("read disk", "d", errs.Stale, "it is gone").WithNext("Try again.")), "nothing is left")
+	if p := ProblemOf(outside); *p != want {
+		t.Errorf("problem %+v, want %+v", p, want)
+	}
 }
 
 func TestInterruptedTasksAreSettled(t *testing.T) {

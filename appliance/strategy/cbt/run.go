@@ -37,7 +37,11 @@ func Backup(ctx context.Context, o Options) (*Result, error) {
 	}}
 	res, err := b.all(ctx)
 	if err != nil {
-		return nil, errs.Wrap("back up", o.VM.Name, b.clean(ctx, err))
+		kind := errs.KindOf(err)
+		if kind == errs.Invalid { // nobody asked for anything that makes no sense: this is the engine's refusal
+			kind = errs.Unsupported
+		}
+		return nil, errs.New("back up", o.VM.Name, kind, b.clean(ctx, err))
 	}
 	return res, nil
 }

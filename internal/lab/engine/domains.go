@@ -153,9 +153,14 @@ func (c *call) addDomain() (*reply, error) {
 		return nil, err
 	}
 	var info *DomainInfo
-	refused := error(badRequest("Problem while trying to mount target"))
+	notMounted := badRequest("Problem while trying to mount target")
+	refused := error(notMounted)
 	if !c.e.trip(FaultDomainRefused) {
 		c.e.outside(func() { info, refused = c.e.opts.Host.ProbeDomain(c.e.ctx, k.export(), k.mountOptions()) })
+	}
+	if refused != nil && strings.Contains(refused.Error(), "MountError") { // the engine keeps the host's reason to itself
+		c.e.log.Warn("not mounted", "export", k.export(), "err", refused)
+		refused = notMounted
 	}
 	if refused != nil {
 		if inline {

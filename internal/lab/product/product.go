@@ -39,6 +39,7 @@ type Options struct {
 	BinDir  string    // of holdfast and holdfastd
 	Dir     string    // is made; the node's socket lies in it, so its path has to be short
 	Address string    // where NFS is served, on port 2049, and the API on port 9443
+	Allow   string    // who may mount: an address or a network; default Address
 	Log     io.Writer // sees what the daemon logs; nil is silent
 }
 
@@ -60,6 +61,9 @@ func Install(ctx context.Context, o Options) (*Node, error) {
 	const op = "install Holdfast in"
 	if o.Log == nil {
 		o.Log = io.Discard
+	}
+	if o.Allow == "" {
+		o.Allow = o.Address
 	}
 	n := &Node{
 		opts: o, config: filepath.Join(o.Dir, "holdfastd.yaml"), Socket: filepath.Join(o.Dir, "node.sock"), Store: filepath.Join(o.Dir, "store"),
@@ -94,7 +98,7 @@ nfs:
   allow: [%s]
   address: %s
   portmap: true
-`, n.Store, n.PassphraseFile, filepath.Join(n.opts.Dir, stateName), n.Socket, n.opts.Address, n.TokenFile, n.opts.Address, n.opts.Address, n.opts.Address)
+`, n.Store, n.PassphraseFile, filepath.Join(n.opts.Dir, stateName), n.Socket, n.opts.Address, n.TokenFile, n.opts.Address, n.opts.Allow, n.opts.Address)
 }
 
 // Start starts the daemon and returns when it says that it is ready.
