@@ -15,14 +15,14 @@ import (
 // backup is the command that all tests of this file run; they differ in what the engine does meanwhile.
 var backup = []string{"backup", "run", "web1", "--wait"}
 
-// once makes a hook of something that happens at the first request that fits.
-func once(fits func(*http.Request) bool, then func() fate) func(*http.Request) fate {
+// once makes a hook of something that happens to the first request that fits.
+func once(fits func(*http.Request) bool, what fate) func(*http.Request) fate {
 	var done atomic.Bool
 	return func(r *http.Request) fate {
 		if fits(r) && done.CompareAndSwap(false, true) {
-			return then()
+			return what
 		}
-		return pass
+		return nil
 	}
 }
 
@@ -50,30 +50,25 @@ func TestBadEngine(t *testing.T) {
 	y.add()
 	y.works(nil, backup...)
 	y.clean("checkpoint")
-	strike := func(name string) func() fate {
-		return func() fate { y.fault(name); return pass }
-	}
-	afterwards := func(name string) func() fate {
-		return func() fate { y.front.after = func() { y.fault(name) }; return late }
-	}
+	strike := func(name string) func() { return func() { y.fault(name) } }
 	for _, c := range []struct {
 		name string
 		hook func(*http.Request) fate
 		code int
 		says []string
 	}{
-		{"lost checkpoint", once(change, strike(engine.FaultLostCheckpoint)), codeDone, []string{"changes since the last point are not known", "everything is read"}},
-		{"invalid checkpoint", once(change, strike(engine.FaultInvalidCheckpoint)), codeDone, []string{"invalid", "everything is read"}},
-		{"paused before it is read", once(opening, afterwards(engine.FaultTransferPaused)), codeConflict, []string{"ticket", "run the backup again", "Cleaned up: nothing"}},
-		{"paused at the end", once(finalizing, strike(engine.FaultTransferPaused)), codeDone, nil},
-		{"ticket expired before it is read", once(opening, afterwards(engine.FaultTicketExpired)), codeConflict, []string{"ticket", "run the backup again", "Cleaned up: nothing"}},
-		{"ticket expired at the end", once(finalizing, strike(engine.FaultTicketExpired)), codeDone, nil},
-		{"token expired", once(finalizing, strike(engine.FaultExpiredToken)), codeDone, nil},
-		{"restart", once(opening, afterwards(engine.FaultRestart)), codeDone, nil},
-		{"away for a while", once(finalizing, func() fate {
+		{"lost checkpoint", once(change, first(strike(engine.FaultLostCheckpoint))), codeDone, []string{"changes since the last point are not known", "everything is read"}},
+		{"invalid checkpoint", once(change, first(strike(engine.FaultInvalidCheckpoint))), codeDone, []string{"invalid", "everything is read"}},
+		{"paused before it is read", once(opening, late(strike(engine.FaultTransferPaused))), codeConflict, []string{"ticket", "run the backup again", "Cleaned up: nothing"}},
+		{"paused at the end", once(finalizing, first(strike(engine.FaultTransferPaused))), codeDone, nil},
+		{"ticket expired before it is read", once(opening, late(strike(engine.FaultTicketExpired))), codeConflict, []string{"ticket", "run the backup again", "Cleaned up: nothing"}},
+		{"ticket expired at the end", once(finalizing, first(strike(engine.FaultTicketExpired))), codeDone, nil},
+		{"token expired", once(finalizing, first(strike(engine.FaultExpiredToken))), codeDone, nil},
+		{"restart", once(opening, late(strike(engine.FaultRestart))), codeDone, nil},
+		{"away for a while", once(finalizing, first(func() {
+			y.fault(engine.FaultUnreachable)
 			time.AfterFunc(3*time.Second, func() { y.center.Engine.Heal(engine.FaultUnreachable) })
-			return strike(engine.FaultUnreachable)()
-		}), codeDone, nil},
+		})), codeDone, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			y := y.in(t)
@@ -129,8 +124,8 @@ func TestLostAnswers(t *testing.T) {
 		var lost, fell int
 		t.Run(fmt.Sprintf("change %d", n), func(t *testing.T) {
 			y := y.in(t)
-			lost = y.struck(n, func() fate { return lose })
-			fell = y.struck(n, func() fate { y.fault(engine.FaultServerError); return pass })
+			lost = y.struck(n, lose)
+			fell = y.struck(n, first(func() { y.fault(engine.FaultServerError) }))
 		})
 		if t.Failed() {
 			return
@@ -146,15 +141,15 @@ func TestLostAnswers(t *testing.T) {
 
 // struck runs a backup that something happens to at its n-th change, and returns how many changes there were until it
 // ended or cleaned up.
-func (y *yard) struck(n int, then func() fate) int {
+func (y *yard) struck(n int, what fate) int {
 	y.t.Helper()
 	had := y.points()
 	var changes atomic.Int32
 	y.meanwhile(func(r *http.Request) fate {
 		if change(r) && int(changes.Add(1)) == n {
-			return then()
+			return what
 		}
-		return pass
+		return nil
 	}, func() {
 		out := y.ask(backup...)
 		if out.Code == codeDone {

@@ -56,6 +56,7 @@ type yardOptions struct {
 	address string // in 127.0.0.0/8
 	write   []string
 	level   string
+	allow   string           // who may mount; default everybody here
 	store   func(dir string) // prepares the node's folder
 }
 
@@ -88,7 +89,10 @@ func newYard(t *testing.T, o yardOptions) *yard {
 	if o.store != nil {
 		o.store(home)
 	}
-	y.node, err = product.Install(t.Context(), product.Options{BinDir: bin, Dir: home, Address: o.address, Log: t.Output()})
+	if o.allow == "" {
+		o.allow = "127.0.0.0/8"
+	}
+	y.node, err = product.Install(t.Context(), product.Options{BinDir: bin, Dir: home, Address: o.address, Allow: o.allow, Log: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,17 +241,36 @@ type front struct {
 	inner http.Handler
 	mu    sync.Mutex // guards hook
 	hook  func(*http.Request) fate
-	after func() // of the request that is answered late
 }
 
-// fate is what becomes of a request.
-type fate int
+// fate is what becomes of a request; nil: it is answered.
+type fate func(w http.ResponseWriter, r *http.Request, engine http.Handler)
 
-const (
-	pass fate = iota // it is answered
-	lose             // it is carried out, and the answer is lost
-	late             // something happens after it was carried out, and before it is answered
-)
+// lose has a request carried out, and loses the answer.
+func lose(_ http.ResponseWriter, r *http.Request, engine http.Handler) {
+	engine.ServeHTTP(httptest.NewRecorder(), r)
+	panic(http.ErrAbortHandler) // drops the connection
+}
+
+// first does something before a request is carried out.
+func first(do func()) fate {
+	return func(w http.ResponseWriter, r *http.Request, engine http.Handler) {
+		do()
+		engine.ServeHTTP(w, r)
+	}
+}
+
+// late does something after a request was carried out, and before it is answered.
+func late(do func()) fate {
+	return func(w http.ResponseWriter, r *http.Request, engine http.Handler) {
+		answer := httptest.NewRecorder()
+		engine.ServeHTTP(answer, r)
+		do()
+		maps.Copy(w.Header(), answer.Header())
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(answer.Body.Bytes())
+	}
+}
 
 func newFront(t *testing.T, e *engine.Engine, address string) *front {
 	t.Helper()
@@ -287,26 +310,13 @@ func (f *front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	hook := f.hook
 	f.mu.Unlock()
-	what := pass
 	if hook != nil {
-		what = hook(r)
+		if what := hook(r); what != nil {
+			what(w, r, f.inner)
+			return
+		}
 	}
-	switch what {
-	case pass:
-		f.inner.ServeHTTP(w, r)
-		return
-	case lose:
-		f.inner.ServeHTTP(httptest.NewRecorder(), r)
-	case late:
-		answer := httptest.NewRecorder()
-		f.inner.ServeHTTP(answer, r)
-		f.after()
-		maps.Copy(w.Header(), answer.Header())
-		w.WriteHeader(answer.Code)
-		_, _ = w.Write(answer.Body.Bytes())
-		return
-	}
-	panic(http.ErrAbortHandler) // drops the connection
+	f.inner.ServeHTTP(w, r)
 }
 
 // change tells whether a request changes something on the engine.

@@ -1,0 +1,138 @@
+package scenario_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/holdfast-backup/holdfast/internal/lab/datacenter"
+	"github.com/holdfast-backup/holdfast/internal/lab/engine"
+)
+
+// restored is what a restore's document says.
+type restored struct {
+	Session string `json:"session"`
+	Task    string `json:"task"`
+	VM      string `json:"vm"`
+}
+
+// session is what a session's document says.
+type session struct {
+	ID      string `json:"id"`
+	State   string `json:"state"`
+	VM      string `json:"vm"`
+	Problem *struct {
+		Cause, Cleaned string
+	} `json:"problem"`
+}
+
+// TestBadRestores asks for restores that cannot be had, and has the engine fail in the middle of others. Each time all is
+// taken apart, and the next one works.
+func TestBadRestores(t *testing.T) {
+	y := newYard(t, yardOptions{address: "127.0.0.16"})
+	y.add()
+	restore := func(more ...string) []string {
+		return append([]string{"restore", "instant", "web1", "--wait"}, more...)
+	}
+	y.fails(codeNotFound, []string{"web1@latest", "backup run"}, restore()...)
+	y.works(nil, "backup", "run", "web1", "--wait")
+	before := y.center.Engine.Snapshot()
+	y.before = &before
+	for _, c := range []struct {
+		name string
+		code int
+		says []string
+		args []string
+	}{
+		{"no such VM", codeNotFound, []string{"nothing@latest", "web1"}, []string{"restore", "instant", "nothing", "--wait"}},
+		{"no point of that time", codeNotFound, []string{"web1@2001-01-01", "Its oldest", "its newest"}, []string{"restore", "instant", "web1@2001-01-01", "--wait"}},
+		{"no time", codeUsage, []string{"yesterday", "VM@-3d"}, []string{"restore", "instant", "web1@yesterday", "--wait"}},
+		{"no such cluster", codeNotFound, []string{"Clustre", "--cluster", "Default"}, restore("--cluster", "Clustre")},
+		{"name taken", codeConflict, []string{"web1", "exists", "--name"}, restore("--name", "web1")},
+		{"bad name", codeUsage, []string{"a b", "letters", "--name"}, restore("--name", "a b")},
+		{"no such domain", codeNotFound, []string{"fast", datacenter.Spare, datacenter.Local}, restore("--migrate-to", "fast")},
+		{"no such format", codeUsage, []string{"vmdk", "qcow2 or raw"}, restore("--format", "vmdk")},
+		{"no such manager", codeNotFound, []string{"manager prod", "manager list"}, restore("--manager", "prod")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			y := y.in(t)
+			y.fails(c.code, c.says, c.args...)
+			y.clean()
+			var all []session
+			if y.works(&all, "session", "list"); len(all) > 0 {
+				t.Errorf("sessions: %+v", all)
+			}
+		})
+	}
+	t.Run("domain refused", func(t *testing.T) {
+		y.in(t).failedRestore(engine.FaultDomainRefused, codeUnreachable, "mount", "check that the hosts reach this node")
+	})
+	t.Run("attach fails", func(t *testing.T) {
+		y.in(t).failedRestore(engine.FaultAttachFails, codeFailed, "Cannot attach Storage", "engine.log")
+	})
+	t.Run("lost answers", func(t *testing.T) { y.in(t).lostRestores() })
+	t.Run("migrate", func(t *testing.T) { y.in(t).badMigrations() })
+}
+
+// failedRestore restores while a fault is armed, sees that all was taken apart, and restores again.
+func (y *yard) failedRestore(fault string, code int, says ...string) {
+	y.t.Helper()
+	y.fault(fault)
+	y.fails(code, append(says, "Cleaned up: nothing", "restore point is unchanged"), "restore", "instant", "web1", "--power-on", "--wait")
+	y.apart()
+	var r restored
+	y.works(&r, "restore", "instant", "web1", "--wait")
+	y.works(nil, "session", "release", r.Session, "--discard", "--wait")
+	y.clean()
+}
+
+// apart sees that the newest session has failed and says why, and that nothing is left of it.
+func (y *yard) apart() {
+	y.t.Helper()
+	var all []session
+	y.works(&all, "session", "list")
+	last := all[len(all)-1]
+	if last.State != "failed" || last.Problem == nil || last.Problem.Cause == "" || !strings.Contains(last.Problem.Cleaned, "nothing") {
+		y.t.Errorf("session %+v, problem %+v", last, last.Problem)
+	}
+	out := y.works(nil, "session", "show", last.ID)
+	for _, s := range []string{"failed", "Why", "Cleaned up"} {
+		if !strings.Contains(out.Stdout, s) {
+			y.t.Errorf("the session does not show %q", s)
+		}
+	}
+	y.clean()
+	if running := y.center.Host.RunningVMs(); len(running) != 1 {
+		y.t.Errorf("running: %v", running)
+	}
+}
+
+// lostRestores loses the answer to each request that a restore makes to change something.
+func (y *yard) lostRestores() {
+	y.t.Helper()
+}
+
+// badMigrations gives a session up, moves its disks and cancels that, while the engine refuses and fails.
+func (y *yard) badMigrations() {
+	y.t.Helper()
+	var r restored
+	y.works(&r, "restore", "instant", "web1", "--power-on", "--wait")
+	y.fails(codeConflict, []string{r.VM, "still has disks that this node serves", "session migrate", "--discard"}, "session", "release", r.Session, "--wait")
+	y.fails(codeNotFound, []string{"fast", datacenter.Spare}, "session", "migrate", r.Session, "--to", "fast", "--wait")
+	y.fails(codeUsage, []string{"no storage", "--to"}, "session", "migrate", r.Session, "--wait")
+	y.fails(codeNotFound, []string{"ffff", "session list"}, "session", "migrate", "ffff", "--to", datacenter.Spare)
+	y.fails(codeConflict, []string{"lab", r.Session, "Release"}, "manager", "rm", "lab")
+	y.serving(r)
+}
+
+// serving sees that a session's VM runs, from the node.
+func (y *yard) serving(r restored) {
+	y.t.Helper()
+	var s session
+	y.works(&s, "session", "show", r.Session)
+	if s.State != "running" {
+		y.t.Errorf("the session is %s", s.State)
+	}
+	if running := y.center.Host.RunningVMs(); len(running) != 2 {
+		y.t.Errorf("running: %v", running)
+	}
+}
