@@ -132,16 +132,19 @@ func (in *installation) Fault(ctx context.Context, name string) error {
 // Heal implements lab.
 func (in *installation) Heal(name string) { in.center.Engine.Heal(name) }
 
-// Close implements lab. The node goes first, as long as what it works with is there.
+// Close implements lab. VMs may run from the node, and the node may have work at the engine.
 func (in *installation) Close() error {
 	in.restart.Lock()
 	defer in.restart.Unlock()
-	var err error
+	var all []error
+	if in.center != nil {
+		all = append(all, in.center.StopVMs(context.Background())) // each has a limit of its own
+	}
 	if in.node != nil {
-		err = in.node.Stop()
+		all = append(all, in.node.Stop())
 	}
 	if in.center != nil {
 		in.center.Close()
 	}
-	return err
+	return errors.Join(all...)
 }

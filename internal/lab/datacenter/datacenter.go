@@ -11,6 +11,7 @@ package datacenter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/google/uuid"
 
@@ -236,6 +238,18 @@ func (d *DataCenter) Exec(ctx context.Context, vm, command string) (string, erro
 		err = errs.Text("run in "+vm, command, errs.Invalid, fmt.Sprintf("exit code %d: %s", code, strings.TrimSpace(out)))
 	}
 	return out, err
+}
+
+// StopVMs ends all VMs without asking their guests. Those whose disks somebody else serves have to end while he does.
+func (d *DataCenter) StopVMs(ctx context.Context) error {
+	ids := d.Host.RunningVMs()
+	failed := make([]error, len(ids))
+	var all sync.WaitGroup
+	for i, id := range ids {
+		all.Go(func() { failed[i] = d.Host.StopVM(ctx, id) })
+	}
+	all.Wait()
+	return errors.Join(failed...)
 }
 
 // Close ends everything, newest first, and waits. The folder stays.
