@@ -1,6 +1,7 @@
 package parts
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 
@@ -10,24 +11,43 @@ import (
 // CacheKey names the environment variable that moves the cache.
 const CacheKey = "HOLDFAST_LAB_CACHE"
 
-// CacheDir returns the folder that keeps what is fetched and made once, disks and programs: what the environment says, else .cache/lab in the repository that
-// holds the working folder, else in the working folder itself.
+// CacheDir returns the folder that keeps what is fetched and made once, disks and programs: what the environment says;
+// else .cache/lab in the project's source tree, in which the working folder or this program lies; else a folder in the
+// user's own cache. So whoever calls the program from anywhere finds what was made before, and no other folder is used.
 func CacheDir() (string, error) {
 	if dir := os.Getenv(CacheKey); dir != "" {
 		return filepath.Abs(dir)
 	}
-	dir, err := os.Getwd()
+	var places []string
+	if dir, err := os.Getwd(); err == nil {
+		places = append(places, dir)
+	}
+	if self, err := os.Executable(); err == nil {
+		places = append(places, filepath.Dir(self))
+	}
+	for _, dir := range places {
+		if tree := sourceTree(dir); tree != "" {
+			return filepath.Join(tree, ".cache", "lab"), nil
+		}
+	}
+	dir, err := os.UserCacheDir()
 	if err != nil {
-		return "", errs.Wrap("find", "the cache", err)
+		return "", errs.New("find", "the cache", errs.NotFound, err).WithNext("Name a folder for it in " + CacheKey + ".")
 	}
-	for up := dir; ; up = filepath.Dir(up) {
-		if _, err := os.Stat(filepath.Join(up, "go.mod")); err == nil {
-			dir = up
-			break
+	return filepath.Join(dir, "holdfast-lab"), nil
+}
+
+// sourceTree returns the project's source tree that a folder lies in, or "".
+func sourceTree(dir string) string {
+	for {
+		mod, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err == nil && bytes.HasPrefix(mod, []byte("module github.com/holdfast-backup/holdfast\n")) {
+			return dir
 		}
-		if up == filepath.Dir(up) {
-			break
+		up := filepath.Dir(dir)
+		if up == dir {
+			return ""
 		}
+		dir = up
 	}
-	return filepath.Join(dir, ".cache", "lab"), nil
 }
