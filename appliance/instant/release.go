@@ -6,6 +6,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast/appliance"
 	"github.com/holdfast-backup/holdfast/appliance/ovirt"
+	"github.com/holdfast-backup/holdfast/appliance/task"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
@@ -20,7 +21,8 @@ func Release(ctx context.Context, o Options, r *Record, removeVM bool, report Re
 	}
 	r.RemoveVM = r.RemoveVM || removeVM
 	if err := w.release(ctx); err != nil {
-		return errs.Wrap("release session", r.ID, err)
+		return task.Cleaned(errs.Wrap("release session", r.ID, err),
+			"NOT all of it; `holdfast session release "+r.ID+"` goes on where this ended, and so does the node at its next start")
 	}
 	w.event(ctx, ovirt.EventNormal, fmt.Sprintf("Holdfast: session %s was released.", r.ID))
 	return nil

@@ -81,6 +81,9 @@ func SetUp(ctx context.Context, o Options, r *Record, report Reporter) error {
 	if task.Ending(ctx) {
 		return err
 	}
+	if kind == errs.Canceled && ctx.Err() != nil {
+		err = task.Canceled("instant restore of", r.SourceVM)
+	}
 	r.Undoing, r.RemoveVM = true, true
 	r.Problem = problem(err)
 	w.report.StepFailed()

@@ -27,6 +27,12 @@ func KindOfCode(code string) errs.Kind {
 	return errs.Bug
 }
 
+// wasCanceled is why a task failed that somebody canceled.
+const wasCanceled = "it was canceled"
+
+// Canceled is the error of work that ended because somebody canceled its task; op and subject are the work.
+func Canceled(op, subject string) error { return errs.Text(op, subject, errs.Canceled, wasCanceled) }
+
 // undone is an error with what became of what was begun.
 type undone struct {
 	error

@@ -145,11 +145,10 @@ func (h *Handle) end(ctx context.Context, result map[string]any, err error) {
 	}
 	h.t.Ended, h.t.Result, h.t.State = &now, result, appliance.TaskSucceeded
 	if err != nil {
-		h.t.State = appliance.TaskFailed
-		if errs.Is(err, errs.Canceled) && ctx.Err() != nil {
-			h.t.State = appliance.TaskCanceled
+		h.t.State, h.t.Problem = appliance.TaskFailed, ProblemOf(err)
+		if errs.Is(err, errs.Canceled) && ctx.Err() != nil { // where exactly that met the work is nothing to tell
+			h.t.State, h.t.Problem.Cause = appliance.TaskCanceled, wasCanceled
 		}
-		h.t.Problem = ProblemOf(err)
 	}
 	h.closeStep(now, err != nil && !h.failed)
 	h.t.Progress = nil

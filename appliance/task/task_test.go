@@ -109,7 +109,7 @@ func TestFailuresCancelsAndPanics(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if cancelled.State != appliance.TaskCanceled || !cancelled.Steps[0].Failed {
+	if cancelled.State != appliance.TaskCanceled || !cancelled.Steps[0].Failed || cancelled.Problem.Cause != wasCanceled {
 		t.Errorf("%+v", cancelled)
 	}
 	if err := r.Cancel(cancelled.ID); !errs.Is(err, errs.Stale) {
