@@ -1,7 +1,10 @@
 package scenario_test
 
 import (
+	"encoding/json"
+	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/holdfast-backup/holdfast/internal/lab/datacenter"
@@ -106,12 +109,55 @@ func (y *yard) apart() {
 	}
 }
 
-// lostRestores loses the answer to each request that a restore makes to change something.
+// lostRestores loses the answer to each request that a restore makes to change something, and has the engine fall over at
+// each: what cannot go on is taken apart.
 func (y *yard) lostRestores() {
 	y.t.Helper()
+	for n := 1; ; n++ {
+		lost := y.struckRestore(n, lose)
+		fell := y.struckRestore(n, first(func() { y.fault(engine.FaultServerError) }))
+		if y.t.Failed() {
+			y.t.Fatalf("at change %d", n)
+		}
+		if lost < n && fell < n {
+			if n < 6 {
+				y.t.Fatalf("a restore asks for %d changes only", n-1)
+			}
+			return
+		}
+	}
 }
 
-// badMigrations gives a session up, moves its disks and cancels that, while the engine refuses and fails.
+// struckRestore restores and releases a VM while something happens at its n-th change. It returns how many there were.
+func (y *yard) struckRestore(n int, what fate) int {
+	y.t.Helper()
+	var changes atomic.Int32
+	y.meanwhile(func(r *http.Request) fate {
+		if change(r) && int(changes.Add(1)) == n {
+			return what
+		}
+		return nil
+	}, func() {
+		out := y.ask("restore", "instant", "web1", "--power-on", "--wait", "-o", "json")
+		var r restored
+		if err := json.Unmarshal([]byte(out.Stdout), &r); err != nil {
+			y.t.Fatalf("%q: %v", out.Stdout, err)
+		}
+		if out.Code != codeDone {
+			y.failed(out, out.Code, []string{"Cleaned up: nothing"}, "the restore")
+			y.apart()
+			return
+		}
+		if out := y.ask("session", "release", r.Session, "--discard", "--wait"); out.Code != codeDone {
+			y.failed(out, out.Code, []string{"Cleaned up: NOT all", "session release " + r.Session}, "the release")
+			y.works(nil, "session", "release", r.Session, "--discard", "--wait")
+		}
+		y.clean()
+	})
+	return int(changes.Load())
+}
+
+// badMigrations gives a session up, and moves its disks, while the engine refuses and fails.
 func (y *yard) badMigrations() {
 	y.t.Helper()
 	var r restored
@@ -122,6 +168,18 @@ func (y *yard) badMigrations() {
 	y.fails(codeNotFound, []string{"ffff", "session list"}, "session", "migrate", "ffff", "--to", datacenter.Spare)
 	y.fails(codeConflict, []string{"lab", r.Session, "Release"}, "manager", "rm", "lab")
 	y.serving(r)
+	for range 5 { // as often as it is tried
+		y.fault(engine.FaultMoveFails)
+	}
+	y.fails(codeUnreachable, []string{"gave up 5 times", "goes on being served", "session migrate " + r.Session, "events"},
+		"session", "migrate", r.Session, "--to", datacenter.Spare, "--wait")
+	y.serving(r)
+	y.fault(engine.FaultMoveBusy)
+	y.works(nil, "session", "migrate", r.Session, "--wait")
+	y.works(nil, "session", "release", r.Session, "--wait")
+	y.clean("vm", "attachment", "disk")
+	y.fails(codeConflict, []string{r.Session, "released already"}, "session", "release", r.Session)
+	y.fails(codeConflict, []string{r.Session, "released"}, "session", "migrate", r.Session, "--to", datacenter.Spare)
 }
 
 // serving sees that a session's VM runs, from the node.
