@@ -158,36 +158,48 @@ func (f *Folder) remove() error {
 
 // lockDir takes a folder's lock, which with the flag os.O_CREATE is made first. A lock that is held is errs.Busy.
 func lockDir(dir string, flag int) (*os.File, error) {
-	path := filepath.Join(dir, lockName)
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|flag, 0o600)
+		f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|flag, 0o600)
 		if err != nil {
 			return nil, errs.Wrap("lock", dir, err)
 		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			_ = f.Close()
-			return nil, errs.New("lock", dir, errs.Busy, err)
-		}
-		ours, err := f.Stat()
-		if err != nil {
-			_ = f.Close()
-			return nil, errs.Wrap("lock", dir, err)
-		}
-		// The one who held it until now may have removed it.
-		if there, err := os.Stat(path); err == nil && os.SameFile(ours, there) {
+		there, err := claim(f)
+		if err == nil && there {
 			return f, nil
 		}
 		_ = f.Close()
+		if err != nil {
+			return nil, errs.Wrap("lock", dir, err)
+		}
 	}
+}
+
+// claim locks a lock file. The one who held it may have removed it meanwhile: then it locks nothing.
+func claim(f *os.File) (there bool, err error) {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return false, errs.New("lock", f.Name(), errs.Busy, err)
+	}
+	ours, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	now, err := os.Stat(f.Name())
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(ours, now), err
 }
 
 // Said returns what a lab that could not start said last in its log: the error, and what to do next.
 func Said(log string) (problem, next string) {
 	b, _ := os.ReadFile(log) // without a log nothing is known
 	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	for i := len(lines) - 1; i >= 0; i-- {
-		if text, found := strings.CutPrefix(lines[i], "holdfast-lab: "); found {
+	for i, line := range slices.Backward(lines) {
+		if text, found := strings.CutPrefix(line, "holdfast-lab: "); found {
 			return text, strings.Join(lines[i+1:], " ")
+		}
+		if strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ") {
+			return line, ""
 		}
 	}
 	return lines[len(lines)-1], ""
