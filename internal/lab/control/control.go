@@ -108,7 +108,7 @@ func (l *Lab) Fault(ctx context.Context, name string, heal bool) error {
 // something did not end as it should, that is the error, and everything is kept.
 func (l *Lab) Down(ctx context.Context, keep bool) (wasUp bool, err error) {
 	const op = "end the lab in"
-	for {
+	for asked := false; ; {
 		lock, err := lockDir(l.dir, 0)
 		switch {
 		case err == nil:
@@ -124,17 +124,20 @@ func (l *Lab) Down(ctx context.Context, keep bool) (wasUp bool, err error) {
 		case !errs.Is(err, errs.Busy):
 			return wasUp, err
 		}
-		if !wasUp {
+		wasUp = true
+		if !asked {
 			err := l.call(ctx, http.MethodPost, "/down", struct{}{}, nil) // it answers when everything has ended
-			wasUp = err == nil
-			if err != nil && ctx.Err() == nil && !errs.Is(err, errs.NotFound) {
+			asked = err == nil
+			// It may not listen yet, or not any more: then it holds the lock for a moment only.
+			if err != nil && ctx.Err() == nil && !errs.Is(err, errs.NotFound) && !errs.Is(err, errs.Stale) {
 				return true, errs.Wrap(op, l.dir, err)
 			}
 		}
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			return true, errs.New(op, l.dir, errs.Canceled, ctx.Err()).WithNext("The lab goes on ending. Wait for it: holdfast-lab down")
+			return true, errs.New(op, l.dir, errs.Canceled, ctx.Err()).
+				WithNext("The lab goes on ending. Wait for it: holdfast-lab down")
 		}
 	}
 }
