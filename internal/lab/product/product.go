@@ -191,6 +191,19 @@ func (n *Node) Environment() []string {
 	return []string{"HOLDFAST_NODE=unix://" + n.Socket, "HOLDFAST_STORE=" + n.Store, "HOLDFAST_PASSPHRASE_FILE=" + n.PassphraseFile}
 }
 
+// inTurn is a writer for two who write at the same time.
+type inTurn struct {
+	mu sync.Mutex // held while w is written to
+	w  io.Writer
+}
+
+// Write implements io.Writer.
+func (i *inTurn) Write(b []byte) (int, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.w.Write(b)
+}
+
 // Run runs the command line to its end. Without a result, stdout and stderr go to out; with one, JSON is asked for and
 // decoded, and stderr alone goes to out. An error carries the exit code as "exit status N" and what was said.
 func (n *Node) Run(ctx context.Context, result any, out io.Writer, args ...string) error {
@@ -198,8 +211,9 @@ func (n *Node) Run(ctx context.Context, result any, out io.Writer, args ...strin
 		args = append(args, "-o", "json")
 	}
 	var document bytes.Buffer
+	both := &inTurn{w: out}
 	spec := proc.Spec{
-		Args: append([]string{filepath.Join(n.opts.BinDir, "holdfast")}, args...), Env: n.Environment(), Stdout: out, Stderr: out,
+		Args: append([]string{filepath.Join(n.opts.BinDir, "holdfast")}, args...), Env: n.Environment(), Stdout: both, Stderr: both,
 	}
 	if result != nil {
 		spec.Stdout = &document
