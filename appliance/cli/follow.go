@@ -133,8 +133,11 @@ func (a *app) cameBack(ctx context.Context, t appliance.Task, err error) error {
 	case err == nil:
 		err = errs.Text("listen to node", "", errs.Transient, "it stopped telling before the task had ended")
 	}
-	return errs.New(op, t.ID, errs.KindOf(err), err).
-		WithNext("The task does not need this command, it goes on while the node runs. Watch it again: " + watch)
+	next := "The task does not need this command, it goes on while the node runs. Watch it again: " + watch
+	if look := errs.NextStep(err); look != "" { // the node itself may be gone
+		next = look + " " + next
+	}
+	return errs.New(op, t.ID, errs.KindOf(err), err).WithNext(next)
 }
 
 // view shows a task on stderr: a line for each note and for each step that has ended, and a changing one for the step
