@@ -105,7 +105,7 @@ func (n *Node) vmsOf(ctx context.Context, manager string) ([]ovirt.VM, error) {
 		return nil, err
 	}
 	vms, err := c.VMs(ctx)
-	return vms, errs.Wrap("list VMs of", manager, err)
+	return vms, errs.Wrap("ask manager", manager, err)
 }
 
 // GetVM implements api.Service.

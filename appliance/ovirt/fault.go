@@ -8,6 +8,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -181,6 +182,9 @@ func netError(ctx context.Context, err error) error {
 	}
 	if certError(err) != nil {
 		return errs.New(op, "", errs.Denied, certError(err))
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("the connection was closed before the answer was there (%w)", err)
 	}
 	var dns *net.DNSError
 	if errors.As(err, &dns) {

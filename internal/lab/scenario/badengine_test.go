@@ -94,6 +94,10 @@ func TestBadEngine(t *testing.T) {
 		y := y.in(t)
 		y.fault(engine.FaultUnreachable)
 		y.fails(codeUnreachable, []string{"lab", "Check that the engine runs"}, backup...)
+		y.fails(codeUnreachable, []string{"lab", "Check that the engine runs"}, "vm", "show", "web1")
+		if out := y.fails(codePartial, []string{"manager lab", "not complete"}, "vm", "list"); !strings.Contains(out.Stdout, "unknown") {
+			t.Error("a VM of an engine that does not answer is not unknown")
+		}
 		y.center.Engine.Heal(engine.FaultUnreachable)
 		y.works(nil, backup...)
 	})

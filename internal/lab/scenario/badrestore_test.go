@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/lab/datacenter"
 	"github.com/holdfast-backup/holdfast/internal/lab/engine"
@@ -72,8 +73,48 @@ func TestBadRestores(t *testing.T) {
 	t.Run("attach fails", func(t *testing.T) {
 		y.in(t).failedRestore(engine.FaultAttachFails, codeFailed, "Cannot attach Storage", "engine.log")
 	})
-	t.Run("lost answers", func(t *testing.T) { y.in(t).lostRestores() })
+	t.Run("engine away", func(t *testing.T) {
+		y := y.in(t)
+		y.fault(engine.FaultUnreachable)
+		y.fails(codeUnreachable, []string{"Check that the engine runs"}, restore()...)
+		y.center.Engine.Heal(engine.FaultUnreachable)
+		y.clean()
+	})
 	t.Run("migrate", func(t *testing.T) { y.in(t).badMigrations() })
+}
+
+// TestNotAllowed restores from a node that lets no host mount.
+func TestNotAllowed(t *testing.T) {
+	y := newYard(t, yardOptions{address: "127.0.0.20", allow: "192.0.2.1"})
+	y.add()
+	y.works(nil, "backup", "run", "web1", "--wait")
+	before := y.center.Engine.Snapshot()
+	y.before = &before
+	y.fails(codeUnreachable, []string{"could not mount", "allow, below nfs", "Cleaned up: nothing"}, "restore", "instant", "web1", "--wait")
+	y.apart()
+}
+
+// TestLostRestores loses the answer to each request that a restore and its release make to change something, and has the
+// engine fall over at each: what cannot go on is taken apart.
+func TestLostRestores(t *testing.T) {
+	y := newYard(t, yardOptions{address: "127.0.0.21"})
+	y.add()
+	y.works(nil, "backup", "run", "web1", "--wait")
+	before := y.center.Engine.Snapshot()
+	y.before = &before
+	for n := 1; ; n++ {
+		lost := y.struckRestore(n, lose)
+		fell := y.struckRestore(n, first(func() { y.fault(engine.FaultServerError) }))
+		if t.Failed() {
+			t.Fatalf("at change %d", n)
+		}
+		if lost < n && fell < n {
+			if n < 6 {
+				t.Fatalf("a restore asks for %d changes only", n-1)
+			}
+			return
+		}
+	}
 }
 
 // failedRestore restores while a fault is armed, sees that all was taken apart, and restores again.
@@ -106,25 +147,6 @@ func (y *yard) apart() {
 	y.clean()
 	if running := y.center.Host.RunningVMs(); len(running) != 1 {
 		y.t.Errorf("running: %v", running)
-	}
-}
-
-// lostRestores loses the answer to each request that a restore makes to change something, and has the engine fall over at
-// each: what cannot go on is taken apart.
-func (y *yard) lostRestores() {
-	y.t.Helper()
-	for n := 1; ; n++ {
-		lost := y.struckRestore(n, lose)
-		fell := y.struckRestore(n, first(func() { y.fault(engine.FaultServerError) }))
-		if y.t.Failed() {
-			y.t.Fatalf("at change %d", n)
-		}
-		if lost < n && fell < n {
-			if n < 6 {
-				y.t.Fatalf("a restore asks for %d changes only", n-1)
-			}
-			return
-		}
 	}
 }
 
@@ -176,7 +198,10 @@ func (y *yard) badMigrations() {
 	y.serving(r)
 	y.fault(engine.FaultMoveBusy)
 	y.works(nil, "session", "migrate", r.Session, "--wait")
-	y.works(nil, "session", "release", r.Session, "--wait")
+	y.meanwhile(once(change, first(func() {
+		y.fault(engine.FaultUnreachable)
+		time.AfterFunc(2*time.Second, func() { y.center.Engine.Heal(engine.FaultUnreachable) })
+	})), func() { y.works(nil, "session", "release", r.Session, "--wait") })
 	y.clean("vm", "attachment", "disk")
 	y.fails(codeConflict, []string{r.Session, "released already"}, "session", "release", r.Session)
 	y.fails(codeConflict, []string{r.Session, "released"}, "session", "migrate", r.Session, "--to", datacenter.Spare)
