@@ -1,9 +1,15 @@
 // Package lab is the closest honest thing to an oVirt installation that runs on one machine: real disks, real virtual
 // machines, real NFS, in a network namespace of its own. This package is its command line, holdfast-lab.
 //
-// Folders: debian makes the disk, qemu runs machines and moves their disks, netns gives the lab a network, scenario
-// tells the story that `make demo` shows, parts names the Debian packages that are needed, proc owns the child
-// processes. The lab sees the product from outside only: by its command line and over the network.
+// run plays the demo. up starts an installation in the background, for people, scripts and other tools to use: down,
+// exec and fault work on that, by the socket in its folder. docs/lab.md is their manual.
+//
+// Folders, from the bottom: parts names the Debian packages that are needed and the cache, proc owns the child
+// processes, netns gives a lab a network, pki its certificates; debian makes the disk, qemu runs machines and moves
+// their disks, imageio runs oVirt's daemon, nfsdomain is a host's view of storage on NFS; host and engine make an oVirt
+// of them, datacenter puts that together; product installs Holdfast; scenario tells the story that `make demo` shows,
+// control runs a lab in the background, bench measures, sdk is oVirt's own client for tests. The lab sees the product
+// from outside only: by its command line and over the network.
 package lab
 
 import (
@@ -70,8 +76,8 @@ func command() *cobra.Command {
 		Use: "holdfast-lab", Short: "Try Holdfast on real disks and real machines, without an oVirt",
 		SilenceErrors: true, SilenceUsage: true,
 	}
-	root.AddCommand(upCommand(), downCommand(), runCommand(), execCommand(), faultCommand(), fetchCommand(), diskCommand(), serveCommand(),
-		bench.Command(programFolder()))
+	root.AddCommand(upCommand(), downCommand(), runCommand(), execCommand(), faultCommand(), fetchCommand(),
+		diskCommand(), serveCommand(), bench.Command(programFolder()))
 	return root
 }
 
@@ -79,7 +85,7 @@ func fetchCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "fetch", Short: "Bring all that the lab needs from the network into the cache", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := parts.Need(parts.Build, parts.Machine, parts.Imageio); err != nil {
+			if err := parts.Need(parts.Build, parts.Machine, parts.Imageio, parts.NFSClient); err != nil {
 				return err
 			}
 			return fetchParts(cmd.Context(), cmd.ErrOrStderr())
@@ -113,17 +119,20 @@ func diskCommand() *cobra.Command {
 func runCommand() *cobra.Command {
 	var o runOptions
 	cmd := &cobra.Command{
-		Use: "run", Short: "Play the demo: back a running VM up through oVirt, start it from its backup, migrate it away while it runs",
-		Args: cobra.NoArgs,
+		Use:   "run",
+		Short: "Play the demo: back a running VM up through oVirt, start it from its backup, migrate it away while it runs",
+		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return run(cmd.Context(), o, cmd.OutOrStdout())
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.keep, "keep", false, "keep the work folder: store, images and logs")
-	f.BoolVar(&o.core, "core", false, "play the story of the core instead: the same with an image file and without an oVirt")
+	f.BoolVar(&o.core, "core", false,
+		"play the story of the core instead: the same with an image file and without an oVirt")
 	f.StringVar(&o.bin, "bin", programFolder(), "folder of the holdfast programs")
-	f.StringVar(&o.level, "cluster-level", "4.8", "of the simulated cluster: from 4.7 on, backups take a snapshot; below they are live")
+	f.StringVar(&o.level, "cluster-level", "4.8",
+		"of the simulated cluster: from 4.7 on, backups take a snapshot; below they are live")
 	f.Float64Var(&o.scale, "scale", 1, "speed of the simulated engine: 1 takes as long as a real one, 0.1 a tenth")
 	return cmd
 }
@@ -138,7 +147,7 @@ func run(ctx context.Context, o runOptions, out io.Writer) error {
 	if err := netns.NeedRoot(); err != nil {
 		return err
 	}
-	if err := parts.Need(parts.Build, parts.Machine, parts.Mount, parts.Imageio); err != nil {
+	if err := parts.Need(parts.Build, parts.Machine, parts.Mount, parts.Imageio, parts.NFSClient); err != nil {
 		return err
 	}
 	// What comes from the network outside first.

@@ -1,9 +1,7 @@
 package lab
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,7 +9,6 @@ import (
 	"regexp"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -19,19 +16,12 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/lab/control"
 	"github.com/holdfast-backup/holdfast/internal/lab/datacenter"
 	"github.com/holdfast-backup/holdfast/internal/lab/netns"
-	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 )
 
 const (
 	// dirKey names the environment variable that moves the lab's folder.
 	dirKey     = "HOLDFAST_LAB_DIR"
 	defaultDir = "/var/tmp/holdfast-lab"
-	// upWithin is how long a lab may take until its guests are up.
-	upWithin = 6 * time.Minute
-	// endWithin is how long a lab that was told to end may take.
-	endWithin = 3 * time.Minute
-
-	opUp = "start a lab in"
 )
 
 func labDir() string {
@@ -55,7 +45,8 @@ func (o *labOptions) flags(cmd *cobra.Command) {
 	f.StringVar(&o.level, "cluster-level", "4.8",
 		"of the simulated cluster: from 4.7 on, backups take a snapshot; below they are live")
 	f.Float64Var(&o.scale, "scale", 1, "speed of the simulated engine: 1 takes as long as a real one, 0.1 a tenth")
-	f.StringSliceVar(&o.vms, "vm", []string{"web1"}, "names of the VMs that are there from the start; each takes 512 MiB of memory")
+	f.StringSliceVar(&o.vms, "vm", []string{"web1"},
+		"names of the VMs that are there from the start; each takes 512 MiB of memory")
 }
 
 func dirFlag(cmd *cobra.Command, dir *string) {
@@ -88,7 +79,8 @@ func (o *labOptions) check() error {
 	for _, name := range []string{"holdfast", "holdfastd"} {
 		path := filepath.Join(o.bin, name)
 		if _, err := os.Stat(path); err != nil {
-			return errs.New("find", path, errs.KindOf(err), err).WithNext("Run `make build` first, or say where the programs are with --bin.")
+			return errs.New("find", path, errs.KindOf(err), err).
+				WithNext("Run `make build` first, or say where the programs are with --bin.")
 		}
 	}
 	return nil
@@ -96,7 +88,8 @@ func (o *labOptions) check() error {
 
 func (o *labOptions) args() []string {
 	return []string{
-		"serve", "--dir", o.dir, "--bin", o.bin, "--cluster-level", o.level, "--scale", fmt.Sprint(o.scale), "--vm", strings.Join(o.vms, ","),
+		"serve", "--dir", o.dir, "--bin", o.bin, "--cluster-level", o.level, "--scale", fmt.Sprint(o.scale),
+		"--vm", strings.Join(o.vms, ","),
 	}
 }
 
@@ -104,10 +97,12 @@ func upCommand() *cobra.Command {
 	var o labOptions
 	var format string
 	cmd := &cobra.Command{
-		Use: "up", Short: "Start an oVirt of one host, with a VM that runs, and a Holdfast node beside it", Args: cobra.NoArgs,
-		Long: "Start a lab in the background and return when its VM is up: a simulated oVirt engine over a real VM in qemu and the\n" +
-			"real ovirt-imageio daemon, and a Holdfast node with an empty store. It has a network of its own, which is reached\n" +
-			"from here by a link. What is real and what is simulated is in docs/lab.md. End it with `holdfast-lab down`.",
+		Use: "up", Args: cobra.NoArgs,
+		Short: "Start an oVirt of one host, with a VM that runs, and a Holdfast node beside it",
+		Long: "Start a lab in the background and return when its VM is up: a simulated oVirt engine over a real VM in\n" +
+			"qemu and the real ovirt-imageio daemon, and a Holdfast node with an empty store. It has a network of its\n" +
+			"own, which is reached from here by a link. docs/lab.md says what is real and what is simulated.\n" +
+			"End it with `holdfast-lab down`.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if format != "" && format != "json" {
 				return fmt.Errorf("-o %s: only json is known", format)
@@ -154,7 +149,8 @@ func serveCommand() *cobra.Command {
 				return err
 			}
 			return control.Serve(cmd.Context(), folder, control.Options{
-				BinDir: o.bin, Disk: disk.QCOW2, Address: address.String(), ClusterLevel: o.level, Scale: o.scale, VMs: o.vms, Log: cmd.ErrOrStderr(),
+				BinDir: o.bin, Disk: disk.QCOW2, Address: address.String(), ClusterLevel: o.level, Scale: o.scale,
+				VMs: o.vms, Log: cmd.ErrOrStderr(),
 			})
 		},
 	}
@@ -162,102 +158,12 @@ func serveCommand() *cobra.Command {
 	return cmd
 }
 
-// up starts a lab in the background and waits until it is ready.
-func up(ctx context.Context, o labOptions, progress io.Writer) (control.Info, error) {
-	var none control.Info
-	if err := netns.NeedRoot(); err != nil {
-		return none, err
-	}
-	if err := control.Check(o.dir); err != nil {
-		return none, err
-	}
-	if err := parts.Need(parts.Build, parts.Machine, parts.Imageio, parts.NFSClient); err != nil {
-		return none, err
-	}
-	// What comes from the network outside has to be there before the lab goes inside.
-	if err := fetchParts(ctx, progress); err != nil {
-		return none, err
-	}
-	cache, err := parts.CacheDir()
-	if err != nil {
-		return none, err
-	}
-	if err := os.MkdirAll(o.dir, 0o755); err != nil {
-		return none, errs.Wrap(opUp, o.dir, err)
-	}
-	log, err := os.OpenFile(filepath.Join(o.dir, control.LogName), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
-	if err != nil {
-		return none, errs.Wrap(opUp, o.dir, err)
-	}
-	defer log.Close()
-	p, err := netns.Detach(netns.Spec{
-		Args: o.args(), Env: []string{"TMPDIR=" + control.TempDir(o.dir), parts.CacheKey + "=" + cache}, Log: log,
-	})
-	if err != nil {
-		return none, err
-	}
-	if p.Unlinked != nil {
-		fmt.Fprintf(progress, "The lab cannot be linked to this network (%v): its addresses work inside only; the node's socket works.\n", p.Unlinked)
-	}
-	fmt.Fprintln(progress, "Starting engine, imageio, node and VM; the VM takes about half a minute to boot ...")
-	return await(ctx, o.dir, p.Process, log.Name())
-}
-
-// await waits until the lab is ready, or has ended.
-func await(ctx context.Context, dir string, p *os.Process, log string) (control.Info, error) {
-	within, cancel := context.WithTimeout(ctx, upWithin)
-	defer cancel()
-	ended := make(chan struct{})
-	go func() {
-		_, _ = p.Wait()
-		close(ended)
-	}()
-	for {
-		info, err := control.Open(dir).Info(within)
-		if err == nil && info.PID == p.Pid {
-			return info, nil
-		}
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ended:
-			return info, whyEnded(dir, log)
-		case <-within.Done():
-			return info, giveUp(ctx, dir, p, ended)
-		}
-	}
-}
-
-// whyEnded finds out from a lab's log why it could not start.
-func whyEnded(dir, log string) error {
-	said, next := control.Said(log)
-	said = strings.TrimPrefix(said, opUp+" "+dir+": ")
-	if said == "" {
-		return errs.Text(opUp, dir, errs.Canceled, "somebody has ended it")
-	}
-	return errs.Text(opUp, dir, errs.Bug, said).WithNext(strings.TrimSpace(next + " The log is " + log))
-}
-
-// giveUp ends a lab that is starting. If that was the user's wish, nothing is left of it.
-func giveUp(ctx context.Context, dir string, p *os.Process, ended <-chan struct{}) error {
-	_ = p.Signal(os.Interrupt) // it cleans up after itself
-	select {
-	case <-ended:
-	case <-time.After(endWithin):
-		return errs.Text(opUp, dir, errs.Canceled, "it was told to end and has not yet").WithNext("End it: holdfast-lab down")
-	}
-	if ctx.Err() == nil {
-		return errs.Text(opUp, dir, errs.Bug, "it is not up after "+upWithin.String()).
-			WithNext("Is the machine very busy? The log is " + filepath.Join(dir, control.LogName))
-	}
-	_, err := control.Open(dir).Down(context.WithoutCancel(ctx), false)
-	return errors.Join(errs.Wrap(opUp, dir, ctx.Err()), err)
-}
-
 // describe tells a person what is there and what to try.
 func describe(out io.Writer, i control.Info, bin string) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, row := range [][2]string{
-		{"Engine", i.EngineURL}, {"User", i.User + ", password in " + i.PasswordFile}, {"CA", i.CAFile}, {"VMs", strings.Join(i.VMs, ", ")},
+		{"Engine", i.EngineURL}, {"User", i.User + ", password in " + i.PasswordFile}, {"CA", i.CAFile},
+		{"VMs", strings.Join(i.VMs, ", ")},
 		{"Storage", strings.Join(i.Domains, ", ")}, {"Node", i.Node}, {"  by TLS", i.NodeURL + ", token in " + i.TokenFile},
 		{"  known by", i.NodeCAFile}, {"Store", i.Store + ", passphrase in " + i.PassphraseFile}, {"Log", i.LogFile},
 	} {

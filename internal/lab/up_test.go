@@ -47,7 +47,8 @@ func (u *user) runs(name string, args ...string) said {
 		u.t.Fatalf("%s: %v", name, err)
 	}
 	s := said{cmd.ProcessState.ExitCode(), out.String(), errors_.String()}
-	u.t.Logf("$ %s %s\n%s%s[%d, %.1f s]", filepath.Base(name), strings.Join(args, " "), s.stdout, s.stderr, s.code, time.Since(begun).Seconds())
+	u.t.Logf("$ %s %s\n%s%s[%d, %.1f s]",
+		filepath.Base(name), strings.Join(args, " "), s.stdout, s.stderr, s.code, time.Since(begun).Seconds())
 	return s
 }
 
@@ -109,8 +110,9 @@ func newUser(t *testing.T) (u *user, dir string) {
 func TestALabAsOthersUseIt(t *testing.T) {
 	u, dir := newUser(t)
 	var info control.Info
-	if s := u.want(0, u.lab("up", "-o", "json", "--scale", "0.05")); json.Unmarshal([]byte(s.stdout), &info) != nil || info.Dir != dir {
-		t.Fatalf("up printed %q", s.stdout)
+	s := u.want(0, u.lab("up", "-o", "json", "--scale", "0.05"))
+	if err := json.Unmarshal([]byte(s.stdout), &info); err != nil || info.Dir != dir {
+		t.Fatalf("up printed %q: %v", s.stdout, err)
 	}
 	if s := u.want(1, u.lab("up")); !strings.Contains(s.stderr, "holdfast-lab down") {
 		t.Error("a second up does not say what to do")
@@ -192,7 +194,8 @@ func (u *user) execs() {
 	if s := u.lab("exec", "db1", "true"); s.code != codeNotRun || !strings.Contains(s.stderr, "began with web1") {
 		u.t.Errorf("a VM that is not there: exit code %d, %q", s.code, s.stderr)
 	}
-	if s := u.runs("timeout", "-s", "INT", "1", filepath.Join(u.bin, "holdfast-lab"), "exec", "web1", "--", "sleep 1000"); s.code != 124 {
+	lab := filepath.Join(u.bin, "holdfast-lab")
+	if s := u.runs("timeout", "-s", "INT", "1", lab, "exec", "web1", "--", "sleep 1000"); s.code != 124 {
 		u.t.Errorf("a command was interrupted: exit code %d", s.code)
 	}
 	u.want(0, u.lab("exec", "web1", "--", "true")) // does not wait for the one before
@@ -207,10 +210,12 @@ func (u *user) breaksThings(i control.Info) {
 	u.want(0, u.lab("fault", "unreachable", "--heal"))
 	u.want(0, u.holdfast(append([]string{"manager", "show", "lab"}, node...)...))
 	u.want(1, u.lab("fault", "gremlins"))
-	u.want(0, u.holdfast(append([]string{"restore", "instant", "web1", "--name", "restored", "--power-on", "--wait"}, node...)...))
+	restore := []string{"restore", "instant", "web1", "--name", "restored", "--power-on", "--wait"}
+	u.want(0, u.holdfast(append(restore, node...)...))
 	u.want(0, u.lab("fault", "node-killed"))
 	// A guest that still boots reads through the node, and goes on with the next one.
-	u.want(0, u.lab("exec", "restored", "--", "echo 3 >/proc/sys/vm/drop_caches; echo after >/srv/after && sync && sha256sum /usr/bin/perl"))
+	u.want(0, u.lab("exec", "restored", "--",
+		"echo 3 >/proc/sys/vm/drop_caches; echo after >/srv/after && sync && sha256sum /usr/bin/perl"))
 }
 
 // trace is what there is of a lab.

@@ -16,8 +16,8 @@ func downCommand() *cobra.Command {
 	var keep bool
 	cmd := &cobra.Command{
 		Use: "down", Short: "End the lab that up started, and remove what it has made", Args: cobra.NoArgs,
-		Long: "End the lab that up started, or is starting, and wait until nothing of it runs. Then its disks, its store and its log\n" +
-			"are removed; of a lab that was killed they are all there is to remove. It is no error if no lab is up.",
+		Long: "End the lab that up started, or is starting, and wait until nothing of it runs. Then its disks, its\n" +
+			"store and its log are removed, of a lab that was killed too. It is no error if no lab is up.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			wasUp, err := control.Open(dir).Down(cmd.Context(), keep)
 			if err == nil && !wasUp {
@@ -43,10 +43,12 @@ const codeNotRun = 255
 func execCommand() *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
-		Use: "exec VM -- COMMAND [ARGUMENT...]", Short: "Run a command as root in a VM, by its console, and pass its exit code on", Args: cobra.MinimumNArgs(2),
-		Long: "Run a command as root in a VM that runs, given by name or ID. A COMMAND alone is a line for the guest's shell; with\n" +
-			"arguments it is run with exactly these. What it prints, to both outputs, comes when it has ended; it reads nothing.\n" +
-			"The exit code is the command's, or 255 if it could not be run. Ctrl-C interrupts it. A guest that boots is waited for.",
+		Use: "exec VM -- COMMAND [ARGUMENT...]", Args: cobra.MinimumNArgs(2),
+		Short: "Run a command as root in a VM, by its console, and pass its exit code on",
+		Long: "Run a command as root in a VM that runs, given by name or ID. A COMMAND alone is a line for the guest's\n" +
+			"shell; with arguments it is run with exactly these. What it prints, to both outputs, comes when it has\n" +
+			"ended; it reads nothing. The exit code is the command's, or 255 if it could not be run. Ctrl-C interrupts\n" +
+			"it. A guest that still boots is waited for.",
 		Example: "  holdfast-lab exec web1 -- 'cd /srv; ls | wc -l'\n  holdfast-lab exec web1 -- systemctl status ssh",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			vm, words := args[0], args[1:]
@@ -94,7 +96,8 @@ func faultCommand() *cobra.Command {
 	var dir string
 	var heal bool
 	cmd := &cobra.Command{
-		Use: "fault NAME", Short: "Break something: the engine, a backup, a move, or the node", Args: cobra.ExactArgs(1), Long: faultHelp(),
+		Use: "fault NAME", Short: "Break something: the engine, a backup, a move, or the node", Args: cobra.ExactArgs(1),
+		Long: faultHelp(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := control.Open(dir).Fault(cmd.Context(), args[0], heal); err != nil {
 				return err
@@ -126,7 +129,8 @@ func told(f control.Fault) string {
 
 func faultHelp() string {
 	var long strings.Builder
-	long.WriteString("Inject a fault into the lab. Those marked * last until they are taken back with --heal; the others strike once.\n\n")
+	long.WriteString("Inject a fault into the lab. Those marked * last until they are taken back with --heal; the\n" +
+		"others strike once.\n\n")
 	w := tabwriter.NewWriter(&long, 2, 0, 2, ' ', 0)
 	for _, f := range control.Faults() {
 		mark := " "

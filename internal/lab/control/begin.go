@@ -25,7 +25,8 @@ const FaultNodeKilled = "node-killed"
 
 // Faults lists what can be injected.
 func Faults() []Fault {
-	return append(slices.Clone(engine.Faults), Fault{Name: FaultNodeKilled, Text: "the node is killed (kill -9) and started again"})
+	return append(slices.Clone(engine.Faults),
+		Fault{Name: FaultNodeKilled, Text: "the node is killed (kill -9) and started again"})
 }
 
 // bootWithin is how long a guest may take until it takes commands.
@@ -64,13 +65,15 @@ func begin(ctx context.Context, dir string, o Options) (_ lab, _ Info, err error
 		}
 	}()
 	in.center, err = datacenter.Start(ctx, datacenter.Options{
-		Dir: filepath.Join(dir, centerName), Disk: o.Disk, Address: o.Address, RealPorts: true, ClusterLevel: o.ClusterLevel, Scale: o.Scale,
-		VMs: o.VMs, Log: o.Log,
+		Dir: filepath.Join(dir, centerName), Disk: o.Disk, Address: o.Address, RealPorts: true,
+		ClusterLevel: o.ClusterLevel, Scale: o.Scale, VMs: o.VMs, Log: o.Log,
 	})
 	if err != nil {
 		return nil, Info{}, err
 	}
-	in.node, err = product.Install(ctx, product.Options{BinDir: o.BinDir, Dir: filepath.Join(dir, nodeName), Address: o.Address, Log: o.Log})
+	in.node, err = product.Install(ctx, product.Options{
+		BinDir: o.BinDir, Dir: filepath.Join(dir, nodeName), Address: o.Address, Log: o.Log,
+	})
 	if err != nil {
 		return nil, Info{}, err
 	}
@@ -91,7 +94,8 @@ func (in *installation) describe(dir string) Info {
 	i := Info{
 		EngineURL: in.center.URL, User: datacenter.User, PasswordFile: in.center.PasswordFile, CAFile: in.center.CAFile,
 		Domains: []string{datacenter.Local, datacenter.Spare},
-		Node:    "unix://" + in.node.Socket, Socket: in.node.Socket, NodeURL: in.node.API, NodeCAFile: in.node.CertFile, TokenFile: in.node.TokenFile,
+		Node:    "unix://" + in.node.Socket, Socket: in.node.Socket,
+		NodeURL: in.node.API, NodeCAFile: in.node.CertFile, TokenFile: in.node.TokenFile,
 		Store: in.node.Store, PassphraseFile: in.node.PassphraseFile,
 		Dir: dir, LogFile: filepath.Join(dir, LogName), PID: os.Getpid(),
 	}
@@ -110,7 +114,9 @@ func (in *installation) Exec(ctx context.Context, vm, command string) (string, i
 		for _, v := range in.center.VMs {
 			names = append(names, v.Name)
 		}
-		return "", 0, e.WithNext("The lab began with " + strings.Join(names, ", ") + "; others have the names they were restored with.")
+		return "", 0, e.WithNext(
+			"The lab began with " + strings.Join(names, ", ") + "; others have the names they were restored with.",
+		)
 	}
 	return output, code, err
 }

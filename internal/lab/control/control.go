@@ -1,9 +1,9 @@
-// Package control runs a lab in the background, for people and scripts to play with: a data center and a node beside it,
-// in one folder and one process with its children. Who knows the folder can look up where everything is, run commands
-// in the guests, break things, and end it.
+// Package control runs a lab in the background, for people and scripts to play with: a data center and a node beside
+// it, in one folder and one process with its children. Who knows the folder can look up where everything is, run
+// commands in the guests, break things, and end it.
 //
-// Terms. Serve is the lab's process. A Lab is the view of those who use it, by the socket in its folder. An Info is what
-// they are told; it is there when everything is ready. A Folder is a lab's claim on its folder.
+// Terms. Serve is the lab's process. A Lab is the view of those who use it, by the socket in its folder. An Info is
+// what they are told; it is there when everything is ready. A Folder is a lab's claim on its folder.
 //
 // Rules:
 //
@@ -207,5 +207,6 @@ func (l *Lab) explain(ctx context.Context, err error) error {
 	case errors.Is(err, os.ErrPermission):
 		return errs.New(op, l.dir, errs.Denied, os.ErrPermission).WithNext(asRoot)
 	}
-	return errs.New(op, l.dir, errs.Stale, err).WithNext("The lab was ended meanwhile, or has died: see " + filepath.Join(l.dir, LogName))
+	return errs.New(op, l.dir, errs.Stale, err).
+		WithNext("The lab was ended meanwhile, or has died: see " + filepath.Join(l.dir, LogName))
 }

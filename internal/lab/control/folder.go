@@ -46,7 +46,8 @@ const opStart = "start a lab in"
 // is up there. It changes nothing.
 func Check(dir string) error {
 	if n := len(filepath.Join(dir, longestSocket)); n > maxSocketPath {
-		return errs.Text(opStart, dir, errs.Invalid, "its path is too long for the sockets in it").WithNext("Name a shorter one with --dir.")
+		return errs.Text(opStart, dir, errs.Invalid, "its path is too long for the sockets in it").
+			WithNext("Name a shorter one with --dir.")
 	}
 	info, err := os.Lstat(dir)
 	if errors.Is(err, os.ErrNotExist) {
@@ -64,7 +65,8 @@ func Check(dir string) error {
 		return errs.Wrap(opStart, dir, err)
 	}
 	if !isLab(dir) && slices.ContainsFunc(names, func(e os.DirEntry) bool { return e.Name() != LogName }) {
-		return errs.Text(opStart, dir, errs.Exists, "the folder is not empty, and no lab was there before").WithNext("Name another with --dir.")
+		return errs.Text(opStart, dir, errs.Exists, "the folder is not empty, and no lab was there before").
+			WithNext("Name another with --dir.")
 	}
 	lock, err := lockDir(dir, 0)
 	switch {
@@ -72,7 +74,7 @@ func Check(dir string) error {
 		return nil
 	case errs.Is(err, errs.Busy):
 		return errs.Text(opStart, dir, errs.Exists, "one is up there, or starting").
-			WithNext("End it first: holdfast-lab down. Or use it: " + filepath.Join(dir, infoName) + " says where everything is.")
+			WithNext("End it first: holdfast-lab down. Or use it: where everything is says " + filepath.Join(dir, infoName))
 	case err != nil:
 		return err
 	}

@@ -60,10 +60,18 @@ func TestOnlyAFolderOfItsOwnIsTaken(t *testing.T) {
 		{"an earlier lab's", 0, func(dir string) {
 			write(t, dir, lockName, LogName, infoName, centerName+"/ca.pem", nodeName+"/store/lock", tempName+"/x")
 		}, []string{LogName, lockName}},
-		{"an earlier lab's, with something in it", 0, func(dir string) { write(t, dir, lockName, "mine.img", nodeName+"/x") }, []string{"mine.img"}},
-		{"somebody else's", errs.Exists, func(dir string) { write(t, dir, "precious", LogName) }, []string{"precious", LogName}},
-		{"a store, which has a lock too", errs.Exists, func(dir string) { write(t, dir, "lock", "superblock") }, []string{"lock", "superblock"}},
-		{"one with a folder of such a name", errs.Exists, func(dir string) { write(t, dir, nodeName+"/x") }, []string{nodeName}},
+		{"an earlier lab's, with something in it", 0, func(dir string) {
+			write(t, dir, lockName, "mine.img", nodeName+"/x")
+		}, []string{"mine.img"}},
+		{"somebody else's", errs.Exists, func(dir string) {
+			write(t, dir, "precious", LogName)
+		}, []string{"precious", LogName}},
+		{"a store, which has a lock too", errs.Exists, func(dir string) {
+			write(t, dir, "lock", "superblock")
+		}, []string{"lock", "superblock"}},
+		{"one with a folder of such a name", errs.Exists, func(dir string) {
+			write(t, dir, nodeName+"/x")
+		}, []string{nodeName}},
 		{"a file", errs.Denied, func(dir string) { write(t, filepath.Dir(dir), filepath.Base(dir)) }, nil},
 		{"a link", errs.Denied, func(dir string) { _ = os.Symlink(t.TempDir(), dir) }, nil},
 	} {
@@ -90,18 +98,24 @@ func TestOnlyAFolderOfItsOwnIsTaken(t *testing.T) {
 				return
 			}
 			defer f.Close()
-			for _, name := range []string{infoName, centerName, nodeName, filepath.Join(tempName, "x")} {
-				if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
-					t.Errorf("%s is still there", name)
-				}
-			}
-			if err := os.WriteFile(filepath.Join(TempDir(dir), "y"), nil, 0o600); err != nil {
-				t.Error(err)
-			}
-			if b, err := os.ReadFile(filepath.Join(dir, LogName)); err == nil && len(b) > 0 {
-				t.Errorf("the log still says %q", b)
-			}
+			begunAnew(t, dir)
 		})
+	}
+}
+
+// begunAnew fails if something of an earlier lab is left in a folder.
+func begunAnew(t *testing.T, dir string) {
+	t.Helper()
+	for _, name := range []string{infoName, centerName, nodeName, filepath.Join(tempName, "x")} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+			t.Errorf("%s is still there", name)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(TempDir(dir), "y"), nil, 0o600); err != nil {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, LogName)); err == nil && len(b) > 0 {
+		t.Errorf("the log still says %q", b)
 	}
 }
 
@@ -156,7 +170,7 @@ func TestAFolderIsTakenOnce(t *testing.T) {
 	}
 }
 
-// TestALockThatWasRemovedIsNotBelieved: whoever waited for a lab that went away must not share its folder with the next.
+// TestALockThatWasRemovedIsNotBelieved: two labs must not share a folder because a third one went away meanwhile.
 func TestALockThatWasRemovedIsNotBelieved(t *testing.T) {
 	dir := shortDir(t)
 	f, err := Take(dir)

@@ -84,7 +84,8 @@ func (s *server) get() (lab, Info, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state != "" {
-		return nil, Info{}, errs.Text("use the lab in", s.dir, errs.Busy, "it is "+s.state).WithNext("Wait until it has, or end it: holdfast-lab down")
+		return nil, Info{}, errs.Text("use the lab in", s.dir, errs.Busy, "it is "+s.state).
+			WithNext("Wait until it has, or end it: holdfast-lab down")
 	}
 	return s.lab, s.info, nil
 }

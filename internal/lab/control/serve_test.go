@@ -166,6 +166,7 @@ func TestErrorsKeepWordsKindAndNextStep(t *testing.T) {
 		_, _, err := r.user.Exec(t.Context(), "web1", command)
 		return err
 	}
+	const unknown, allFaults = "find the fault gremlins: there is none of that name", "See holdfast-lab fault --help."
 	for _, c := range []struct {
 		err  error
 		kind errs.Kind
@@ -175,12 +176,14 @@ func TestErrorsKeepWordsKindAndNextStep(t *testing.T) {
 		{exec("gone"), errs.NotFound, "run a command in the VM web1: it does not run", "Start it."},
 		{exec("deep"), errs.Busy, "outer thing: inner part: it is held", ""},
 		{exec("plain"), errs.Bug, "ask the lab: no kind", ""},
-		{r.user.Fault(t.Context(), "gremlins", false), errs.NotFound, "find the fault gremlins: there is none of that name", "See holdfast-lab fault --help."},
-		{r.user.Fault(t.Context(), "gremlins", true), errs.NotFound, "find the fault gremlins: there is none of that name", "See holdfast-lab fault --help."},
-		{r.user.Fault(t.Context(), FaultNodeKilled, true), errs.Invalid, "take back the fault node-killed: it does not last: the node was started again", ""},
+		{r.user.Fault(t.Context(), "gremlins", false), errs.NotFound, unknown, allFaults},
+		{r.user.Fault(t.Context(), "gremlins", true), errs.NotFound, unknown, allFaults},
+		{r.user.Fault(t.Context(), FaultNodeKilled, true), errs.Invalid,
+			"take back the fault node-killed: it does not last: the node was started again", ""},
 	} {
 		if !errs.Is(c.err, c.kind) || c.err.Error() != c.text || errs.NextStep(c.err) != c.next {
-			t.Errorf("%v (kind %v, next step %q), want %q (%v, %q)", c.err, errs.KindOf(c.err), errs.NextStep(c.err), c.text, c.kind, c.next)
+			t.Errorf("%v (kind %v, next step %q), want %q (%v, %q)",
+				c.err, errs.KindOf(c.err), errs.NextStep(c.err), c.text, c.kind, c.next)
 		}
 	}
 }
@@ -244,7 +247,8 @@ func TestDownTellsWhatDidNotEndWell(t *testing.T) {
 	r := run(t, &fakeLab{closeErr: errs.Text("stop", "holdfastd", errs.Bug, "it did not end")}, nil)
 	r.ready(t)
 	write(t, r.dir, nodeName+"/store")
-	if wasUp, err := r.user.Down(t.Context(), false); !wasUp || err == nil || !strings.Contains(err.Error(), "stop holdfastd: it did not end") {
+	wasUp, err := r.user.Down(t.Context(), false)
+	if !wasUp || err == nil || !strings.Contains(err.Error(), "stop holdfastd: it did not end") {
 		t.Errorf("%v, %v", wasUp, err)
 	}
 	if _, err := os.Stat(filepath.Join(r.dir, nodeName, "store")); err != nil {
@@ -290,7 +294,8 @@ func TestALabCanBeEndedWhileItStarts(t *testing.T) {
 		return ctx.Err()
 	})
 	<-begun
-	if _, _, err := r.user.Exec(t.Context(), "web1", "true"); !errs.Is(err, errs.Busy) || !strings.Contains(err.Error(), "starting") {
+	_, _, err := r.user.Exec(t.Context(), "web1", "true")
+	if !errs.Is(err, errs.Busy) || !strings.Contains(err.Error(), "starting") {
 		t.Errorf("a command meanwhile: %v", err)
 	}
 	if wasUp, err := r.user.Down(t.Context(), false); !wasUp || err != nil {

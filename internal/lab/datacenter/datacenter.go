@@ -93,7 +93,9 @@ func Start(ctx context.Context, o Options) (_ *DataCenter, err error) {
 	if o.Log == nil {
 		o.Log = io.Discard
 	}
-	d := &DataCenter{Address: o.Address, CAFile: filepath.Join(o.Dir, "ca.pem"), PasswordFile: filepath.Join(o.Dir, "password")}
+	d := &DataCenter{
+		Address: o.Address, CAFile: filepath.Join(o.Dir, "ca.pem"), PasswordFile: filepath.Join(o.Dir, "password"),
+	}
 	defer func() {
 		if err != nil {
 			d.Close()
@@ -125,7 +127,8 @@ func (d *DataCenter) start(ctx context.Context, o Options) error {
 	d.closers = append(d.closers, func() { _ = exports.Close() })
 	domains := []engine.DomainSeed{{ID: uuid.NewString(), Name: Local}, {ID: uuid.NewString(), Name: Spare}}
 	d.Host, err = host.New(host.Options{
-		Dir: filepath.Join(o.Dir, "domains"), Domains: []string{domains[0].ID, domains[1].ID}, Imageio: images, Exports: exports, Logger: log,
+		Dir: filepath.Join(o.Dir, "domains"), Domains: []string{domains[0].ID, domains[1].ID},
+		Imageio: images, Exports: exports, Logger: log,
 	})
 	if err != nil {
 		return err
@@ -136,8 +139,11 @@ func (d *DataCenter) start(ctx context.Context, o Options) error {
 		return err
 	}
 	d.Engine, err = engine.New(engine.Options{
-		Host: d.Host, Name: o.Address, HostAddress: o.Address, ClusterLevel: o.ClusterLevel, CA: ca, Domains: domains, VMs: seeds,
-		Users: []engine.User{{Name: User, Password: password}, {Name: "nobody@internal", Password: password, Powerless: true}},
+		Host: d.Host, Name: o.Address, HostAddress: o.Address, ClusterLevel: o.ClusterLevel, CA: ca, Domains: domains,
+		Users: []engine.User{
+			{Name: User, Password: password}, {Name: "nobody@internal", Password: password, Powerless: true},
+		},
+		VMs:   seeds,
 		Scale: o.Scale, Logger: log,
 	})
 	if err != nil {
@@ -166,7 +172,8 @@ var vmName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 func CheckNames(vms []string) error {
 	for i, name := range vms {
 		if !vmName.MatchString(name) {
-			return errs.Text("make the VM", strconv.Quote(name), errs.Invalid, "a name here has letters, digits, '.', '_' and '-', and begins with a letter or digit")
+			return errs.Text("make the VM", strconv.Quote(name), errs.Invalid,
+				"a name here has letters, digits, '.', '_' and '-', and begins with a letter or digit")
 		}
 		if slices.Contains(vms[:i], name) {
 			return errs.Text("make the VM", name, errs.Invalid, "there would be two of that name")
@@ -190,7 +197,8 @@ func (d *DataCenter) startImageio(ctx context.Context, o Options, ca *pki.Author
 	if err != nil {
 		return nil, err
 	}
-	options := imageio.Options{Cert: cert, Key: key, CA: ca.PEM(), Host: o.Address, Log: o.Log} // in a folder of its own: a socket's path has to be short
+	// In a folder of its own: a socket's path has to be short.
+	options := imageio.Options{Cert: cert, Key: key, CA: ca.PEM(), Host: o.Address, Log: o.Log}
 	if o.RealPorts {
 		options.Port = imageioPort
 	}
@@ -215,15 +223,19 @@ func (d *DataCenter) startVMs(ctx context.Context, o Options, domain string) ([]
 			return nil, err
 		}
 		vm := VM{ID: uuid.NewString(), Name: name, Disk: place}
-		spec := engine.VMSpec{ID: vm.ID, Name: name, MiB: memoryMiB, VCPUs: 1, Disks: []engine.DiskPlace{place}, Ifaces: []string{"virtio_scsi"}}
+		spec := engine.VMSpec{
+			ID: vm.ID, Name: name, MiB: memoryMiB, VCPUs: 1, Disks: []engine.DiskPlace{place}, Ifaces: []string{"virtio_scsi"},
+		}
 		if err := d.Host.StartVM(ctx, spec); err != nil {
 			return nil, err
 		}
 		d.VMs = append(d.VMs, vm)
 		seeds = append(seeds, engine.VMSeed{
-			ID: vm.ID, Name: name, MiB: memoryMiB, VCPUs: 1, Running: true, Tags: []string{"gold"}, Networks: []string{"ovirtmgmt"},
+			ID: vm.ID, Name: name, MiB: memoryMiB, VCPUs: 1, Running: true, Tags: []string{"gold"},
+			Networks: []string{"ovirtmgmt"},
 			Disks: []engine.DiskSeed{{
-				ID: place.Disk, Image: place.Image, Alias: name + "_Disk1", Domain: domain, Format: "cow", Size: place.Size, Incremental: true,
+				ID: place.Disk, Image: place.Image, Alias: name + "_Disk1", Domain: domain, Format: "cow",
+				Size: place.Size, Incremental: true,
 			}},
 		})
 	}

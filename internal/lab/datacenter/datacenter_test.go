@@ -110,7 +110,9 @@ func vms(t *testing.T, d *DataCenter) (found []string) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}}
+	client := &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true,
+	}}
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, d.URL+"/vms", nil)
 	if err != nil {
 		t.Fatal(err)

@@ -113,7 +113,8 @@ func freeSubnet() (pair, error) {
 		}
 		a = inside.Next().Next()
 	}
-	return pair{}, errs.Text("find a free network in", pool.String(), errs.Exists, "this machine has an address in every part of it")
+	return pair{}, errs.Text("find a free network in", pool.String(), errs.Exists,
+		"this machine has an address in every part of it")
 }
 
 // link makes a pair of interfaces, one end of it in the network of the process. It goes away with that network.

@@ -12,7 +12,8 @@ import (
 func TestTheCacheIsFoundFromAnywhere(t *testing.T) {
 	root := t.TempDir()
 	for path, text := range map[string]string{
-		"tree/go.mod": "module github.com/holdfast-backup/holdfast\n\ngo 1.26\n", "tree/a/b/x": "", "other/go.mod": "module example.org/other\n", "none/x": "",
+		"tree/go.mod": "module github.com/holdfast-backup/holdfast\n\ngo 1.26\n", "tree/a/b/x": "", "none/x": "",
+		"other/go.mod": "module example.org/other\n",
 	} {
 		path = filepath.Join(root, path)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

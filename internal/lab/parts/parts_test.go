@@ -29,7 +29,8 @@ func TestNeedNamesEveryMissingPackageOnce(t *testing.T) {
 	if err := Need([]Part{{"sh", "dash"}, {"/bin/sh", "dash"}}); err != nil {
 		t.Error(err)
 	}
-	err := Need([]Part{{"no-such-tool", "one"}, {"/no/such/file", "two"}}, []Part{{"no-such-other", "one"}, {"sh", "dash"}})
+	err := Need([]Part{{"no-such-tool", "one"}, {"/no/such/file", "two"}},
+		[]Part{{"no-such-other", "one"}, {"sh", "dash"}})
 	if !errs.Is(err, errs.NotFound) || !strings.HasSuffix(errs.NextStep(err), "apt-get install one two") {
 		t.Errorf("error %v, next step %q", err, errs.NextStep(err))
 	}

@@ -19,7 +19,8 @@ type Outcome struct {
 func (n *Node) Ask(ctx context.Context, args ...string) (Outcome, error) {
 	var out, said bytes.Buffer
 	p, err := proc.Start(ctx, proc.Spec{
-		Args: append([]string{filepath.Join(n.opts.BinDir, "holdfast")}, args...), Env: n.Environment(), Stdout: &out, Stderr: &said,
+		Args: append([]string{filepath.Join(n.opts.BinDir, "holdfast")}, args...), Env: n.Environment(),
+		Stdout: &out, Stderr: &said,
 	})
 	if err != nil {
 		return Outcome{}, err

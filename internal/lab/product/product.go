@@ -66,12 +66,14 @@ func Install(ctx context.Context, o Options) (*Node, error) {
 		o.Allow = o.Address
 	}
 	n := &Node{
-		opts: o, config: filepath.Join(o.Dir, "holdfastd.yaml"), Socket: filepath.Join(o.Dir, "node.sock"), Store: filepath.Join(o.Dir, "store"),
+		opts: o, config: filepath.Join(o.Dir, "holdfastd.yaml"),
+		Socket: filepath.Join(o.Dir, "node.sock"), Store: filepath.Join(o.Dir, "store"),
 		PassphraseFile: filepath.Join(o.Dir, "passphrase"), TokenFile: filepath.Join(o.Dir, "token"),
 		API: "https://" + net.JoinHostPort(o.Address, "9443"), CertFile: filepath.Join(o.Dir, stateName, "tls", "cert.pem"),
 	}
 	if len(n.Socket) > maxSocketPath {
-		return nil, errs.Text(op, o.Dir, errs.Invalid, "its path is too long for a socket in it").WithNext("Choose a shorter one.")
+		return nil, errs.Text(op, o.Dir, errs.Invalid, "its path is too long for a socket in it").
+			WithNext("Choose a shorter one.")
 	}
 	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
 		return nil, errs.Wrap(op, o.Dir, err)
@@ -98,7 +100,8 @@ nfs:
   allow: [%s]
   address: %s
   portmap: true
-`, n.Store, n.PassphraseFile, filepath.Join(n.opts.Dir, stateName), n.Socket, n.opts.Address, n.TokenFile, n.opts.Address, n.opts.Allow, n.opts.Address)
+`, n.Store, n.PassphraseFile, filepath.Join(n.opts.Dir, stateName), n.Socket, n.opts.Address, n.TokenFile,
+		n.opts.Address, n.opts.Allow, n.opts.Address)
 }
 
 // Start starts the daemon and returns when it says that it is ready.
@@ -139,7 +142,8 @@ func (n *Node) Start(ctx context.Context) error {
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-late.C:
-		err = errs.Text("start", "holdfastd", errs.Bug, "it is not ready after "+startWithin.String()+"; it said: "+n.daemon.Tail())
+		err = errs.Text("start", "holdfastd", errs.Bug,
+			"it is not ready after "+startWithin.String()+"; it said: "+n.daemon.Tail())
 	}
 	if err != nil {
 		n.daemon.Kill()
@@ -188,7 +192,8 @@ func (n *Node) Done() <-chan struct{} {
 
 // Environment is what the command line needs to know to find the node and its store.
 func (n *Node) Environment() []string {
-	return []string{"HOLDFAST_NODE=unix://" + n.Socket, "HOLDFAST_STORE=" + n.Store, "HOLDFAST_PASSPHRASE_FILE=" + n.PassphraseFile}
+	return []string{"HOLDFAST_NODE=unix://" + n.Socket, "HOLDFAST_STORE=" + n.Store,
+		"HOLDFAST_PASSPHRASE_FILE=" + n.PassphraseFile}
 }
 
 // inTurn is a writer for two who write at the same time.
@@ -213,7 +218,8 @@ func (n *Node) Run(ctx context.Context, result any, out io.Writer, args ...strin
 	var document bytes.Buffer
 	both := &inTurn{w: out}
 	spec := proc.Spec{
-		Args: append([]string{filepath.Join(n.opts.BinDir, "holdfast")}, args...), Env: n.Environment(), Stdout: both, Stderr: both,
+		Args: append([]string{filepath.Join(n.opts.BinDir, "holdfast")}, args...), Env: n.Environment(),
+		Stdout: both, Stderr: both,
 	}
 	if result != nil {
 		spec.Stdout = &document

@@ -42,7 +42,8 @@ func commandLine(how string) int {
 		return 0
 	}
 	fmt.Fprintln(os.Stderr, "progress")
-	fmt.Printf(`{"args":%q,"node":%q,"store":%q}`+"\n", strings.Join(os.Args[1:], " "), os.Getenv("HOLDFAST_NODE"), os.Getenv("HOLDFAST_STORE"))
+	fmt.Printf(`{"args":%q,"node":%q,"store":%q}`+"\n",
+		strings.Join(os.Args[1:], " "), os.Getenv("HOLDFAST_NODE"), os.Getenv("HOLDFAST_STORE"))
 	return 0
 }
 
@@ -102,7 +103,9 @@ func install(t *testing.T, holdfast, holdfastd string) *Node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	n, err := Install(t.Context(), Options{BinDir: programs(t, holdfast, holdfastd), Dir: filepath.Join(dir, "n"), Address: "192.0.2.7", Log: t.Output()})
+	n, err := Install(t.Context(), Options{
+		BinDir: programs(t, holdfast, holdfastd), Dir: filepath.Join(dir, "n"), Address: "192.0.2.7", Log: t.Output(),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +120,8 @@ func TestInstallSaysWhatTheDaemonHasToKnow(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"store: " + n.Store, "passphrase_file: " + n.PassphraseFile, "socket: " + n.Socket,
-		"token_file: " + n.TokenFile, "listen: 192.0.2.7:9443", "listen: 192.0.2.7:2049", "allow: [192.0.2.7]", "portmap: true"} {
+		"token_file: " + n.TokenFile, "listen: 192.0.2.7:9443", "listen: 192.0.2.7:2049",
+		"allow: [192.0.2.7]", "portmap: true"} {
 		if !strings.Contains(string(b), want+"\n") {
 			t.Errorf("the configuration lacks %q:\n%s", want, b)
 		}
@@ -134,7 +138,8 @@ func TestInstallSaysWhatTheDaemonHasToKnow(t *testing.T) {
 
 func TestInstallFailsAsItsParts(t *testing.T) {
 	bin := programs(t, "fails", "")
-	if _, err := Install(t.Context(), Options{BinDir: bin, Dir: "/" + strings.Repeat("x", maxSocketPath)}); !errs.Is(err, errs.Invalid) {
+	long := "/" + strings.Repeat("x", maxSocketPath)
+	if _, err := Install(t.Context(), Options{BinDir: bin, Dir: long}); !errs.Is(err, errs.Invalid) {
 		t.Errorf("a path that is too long: %v", err)
 	}
 	dir, err := os.MkdirTemp("", "node")
@@ -142,11 +147,12 @@ func TestInstallFailsAsItsParts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	if _, err := Install(t.Context(), Options{BinDir: bin, Dir: dir}); err == nil || !strings.Contains(err.Error(), "exit status 4") ||
-		!strings.Contains(err.Error(), "it cannot be") {
+	_, err = Install(t.Context(), Options{BinDir: bin, Dir: dir})
+	if err == nil || !strings.Contains(err.Error(), "exit status 4") || !strings.Contains(err.Error(), "it cannot be") {
 		t.Errorf("no store was made: %v", err)
 	}
-	if _, err := Install(t.Context(), Options{BinDir: filepath.Join(dir, "none"), Dir: dir}); !errs.Is(err, errs.NotFound) {
+	none := filepath.Join(dir, "none")
+	if _, err := Install(t.Context(), Options{BinDir: none, Dir: dir}); !errs.Is(err, errs.NotFound) {
 		t.Errorf("without programs: %v", err)
 	}
 }
@@ -165,12 +171,14 @@ func TestRunKnowsTheNodeAndReadsDocuments(t *testing.T) {
 		t.Errorf("told was %q", out.String())
 	}
 	out.Reset()
-	if err := n.Run(t.Context(), nil, &out, "vm", "list"); err != nil || !strings.Contains(out.String(), `"args":"vm list"`) {
+	err := n.Run(t.Context(), nil, &out, "vm", "list")
+	if err != nil || !strings.Contains(out.String(), `"args":"vm list"`) {
 		t.Errorf("%q, %v", out.String(), err)
 	}
 	n = install(t, "", "")
 	n.opts.BinDir = programs(t, "nonsense", "")
-	if err := n.Run(t.Context(), &got, &out, "vm", "list"); !errs.Is(err, errs.Bug) || !strings.Contains(err.Error(), "no document") {
+	err = n.Run(t.Context(), &got, &out, "vm", "list")
+	if !errs.Is(err, errs.Bug) || !strings.Contains(err.Error(), "no document") {
 		t.Errorf("nonsense: %v", err)
 	}
 	n.opts.BinDir = programs(t, "fails", "")

@@ -17,7 +17,7 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/lab/proc"
 )
 
-// What is installed: the newest release there is, a source package with a part in C, and pycurl, which comes as a wheel.
+// What is installed: the newest release, a source package with a part in C; and pycurl, which comes as a wheel.
 const (
 	requirement     = "ovirt-engine-sdk-python==4.6.3"
 	curlRequirement = "pycurl==7.45.3"
@@ -65,8 +65,8 @@ func install(ctx context.Context, cache, folder string) error {
 	if _, err := proc.Run(ctx, python, "-m", "venv", work); err != nil {
 		return err
 	}
-	out, err := proc.Run(ctx, filepath.Join(work, "bin", "python3"), "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-		"--no-input", "--only-binary=pycurl", requirement, curlRequirement)
+	out, err := proc.Run(ctx, filepath.Join(work, "bin", "python3"), "-I", "-m", "pip", "install", "--quiet",
+		"--disable-pip-version-check", "--no-input", "--only-binary=pycurl", requirement, curlRequirement)
 	if err != nil {
 		if said := strings.TrimSpace(string(out)); said != "" {
 			err = fmt.Errorf("%w; it printed: %s", err, said)
