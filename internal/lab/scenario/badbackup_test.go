@@ -44,7 +44,8 @@ func TestBadBackups(t *testing.T) {
 	t.Run("not incremental", func(t *testing.T) {
 		y := y.in(t)
 		disk := y.vm(engine.VMSeed{Name: "plain", Disks: []engine.DiskSeed{{Alias: "plain_root"}}})[0]
-		y.fails(codeFailed, []string{"plain_root", "incremental backup is not enabled", "Enable Incremental Backup"}, run("plain")...)
+		y.fails(codeFailed, []string{"plain_root", "incremental backup is not enabled", "Enable Incremental Backup"},
+			run("plain")...)
 		y.admin(http.MethodPut, "/disks/"+disk, `<disk><backup>incremental</backup></disk>`)
 		y.until("the disk is free again", func() bool {
 			return strings.Contains(y.admin(http.MethodGet, "/disks/"+disk, ""), "<status>ok</status>")
@@ -63,7 +64,8 @@ func TestBadBackups(t *testing.T) {
 func (y *yard) lockedVM() {
 	y.t.Helper()
 	y.fault(engine.FaultVMLocked)
-	y.fails(codeConflict, []string{"web1", "waiting for the engine's lock", "Something else works on it", "Cleaned up: nothing"},
+	y.fails(codeConflict, []string{"web1", "waiting for the engine's lock", "Something else works on it",
+		"Cleaned up: nothing"},
 		"backup", "run", "web1", "--wait")
 	y.clean("checkpoint")
 	var task struct{ ID, State, Problem string }
@@ -96,7 +98,8 @@ func (y *yard) vm(s engine.VMSeed) (disks []string) {
 		if d.Format == "" {
 			d.Format = "cow"
 		}
-		place, err := y.center.Host.AddDisk(y.t.Context(), engine.DiskPlace{Domain: d.Domain, Disk: d.ID, Image: d.Image, Format: d.Format},
+		place, err := y.center.Host.AddDisk(y.t.Context(),
+			engine.DiskPlace{Domain: d.Domain, Disk: d.ID, Image: d.Image, Format: d.Format},
 			filepath.Join(y.dir, "disk.qcow2"))
 		if err != nil {
 			y.t.Fatal(err)
@@ -122,7 +125,8 @@ func (y *yard) admin(method, path, body string) string {
 		}
 		return w
 	}
-	login := url.Values{"grant_type": {"password"}, "scope": {"ovirt-app-api"}, "username": {datacenter.User}, "password": {"holdfast"}}
+	login := url.Values{"grant_type": {"password"}, "scope": {"ovirt-app-api"}, "username": {datacenter.User},
+		"password": {"holdfast"}}
 	r := httptest.NewRequest(http.MethodPost, "/ovirt-engine/sso/oauth/token", strings.NewReader(login.Encode()))
 	r.Header.Set("Accept", "application/json")
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")

@@ -2,7 +2,6 @@ package scenario_test
 
 import (
 	"net/http"
-	"strings"
 	"testing"
 	"time"
 
@@ -19,7 +18,8 @@ func TestCancel(t *testing.T) {
 	y.works(nil, "backup", "run", "web1", "--wait")
 	before := y.center.Engine.Snapshot()
 	y.before = &before
-	y.canceled(posting("/storagedomains"), []string{"was canceled", "Cleaned up: nothing"}, "restore", "instant", "web1", "--power-on")
+	y.canceled(posting("/storagedomains"), []string{"was canceled", "Cleaned up: nothing"}, "restore", "instant",
+		"web1", "--power-on")
 	y.apart()
 	var r restored
 	y.works(&r, "restore", "instant", "web1", "--power-on", "--wait")
@@ -31,11 +31,6 @@ func TestCancel(t *testing.T) {
 	y.works(nil, "session", "migrate", r.Session, "--wait")
 	y.works(nil, "session", "release", r.Session, "--wait")
 	y.clean("vm", "attachment", "disk")
-}
-
-// posting makes a condition of the end of a path that something is posted to.
-func posting(end string) func(*http.Request) bool {
-	return func(r *http.Request) bool { return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, end) }
 }
 
 // canceled begins a task, and cancels it while the engine holds the answer to a request back. It returns the task's ID.

@@ -15,36 +15,8 @@ import (
 // backup is the command that all tests of this file run; they differ in what the engine does meanwhile.
 var backup = []string{"backup", "run", "web1", "--wait"}
 
-// once makes a hook of something that happens to the first request that fits.
-func once(fits func(*http.Request) bool, what fate) func(*http.Request) fate {
-	var done atomic.Bool
-	return func(r *http.Request) fate {
-		if fits(r) && done.CompareAndSwap(false, true) {
-			return what
-		}
-		return nil
-	}
-}
-
-// finalizing tells whether a request ends a transfer, after all was read.
-func finalizing(r *http.Request) bool {
-	return r.Method == http.MethodPost && strings.Contains(r.URL.Path, "/imagetransfers/") && strings.HasSuffix(r.URL.Path, "/finalize")
-}
-
-// opening tells whether a request asks for a transfer, which can be read as soon as that is answered.
-func opening(r *http.Request) bool {
-	return r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/imagetransfers")
-}
-
-// meanwhile runs a command while a hook strikes, and takes the hook away.
-func (y *yard) meanwhile(hook func(*http.Request) fate, do func()) {
-	y.t.Helper()
-	y.front.on(hook)
-	defer y.front.on(nil)
-	do()
-}
-
-// TestBadEngine backs a VM up while the engine misbehaves. What it recovers from is told; what it does not is cleaned up.
+// TestBadEngine backs a VM up while the engine misbehaves. What it recovers from is told; what it does not is cleaned
+// up.
 func TestBadEngine(t *testing.T) {
 	y := newYard(t, yardOptions{address: "127.0.0.13"})
 	y.add()
@@ -57,11 +29,15 @@ func TestBadEngine(t *testing.T) {
 		code int
 		says []string
 	}{
-		{"lost checkpoint", once(change, first(strike(engine.FaultLostCheckpoint))), codeDone, []string{"changes since the last point are not known", "everything is read"}},
-		{"invalid checkpoint", once(change, first(strike(engine.FaultInvalidCheckpoint))), codeDone, []string{"invalid", "everything is read"}},
-		{"paused before it is read", once(opening, late(strike(engine.FaultTransferPaused))), codeConflict, []string{"ticket", "run the backup again", "Cleaned up: nothing"}},
+		{"lost checkpoint", once(change, first(strike(engine.FaultLostCheckpoint))), codeDone,
+			[]string{"changes since the last point are not known", "everything is read"}},
+		{"invalid checkpoint", once(change, first(strike(engine.FaultInvalidCheckpoint))), codeDone,
+			[]string{"invalid", "everything is read"}},
+		{"paused before it is read", once(opening, late(strike(engine.FaultTransferPaused))), codeConflict,
+			[]string{"ticket", "run the backup again", "Cleaned up: nothing"}},
 		{"paused at the end", once(finalizing, first(strike(engine.FaultTransferPaused))), codeDone, nil},
-		{"ticket expired before it is read", once(opening, late(strike(engine.FaultTicketExpired))), codeConflict, []string{"ticket", "run the backup again", "Cleaned up: nothing"}},
+		{"ticket expired before it is read", once(opening, late(strike(engine.FaultTicketExpired))), codeConflict,
+			[]string{"ticket", "run the backup again", "Cleaned up: nothing"}},
 		{"ticket expired at the end", once(finalizing, first(strike(engine.FaultTicketExpired))), codeDone, nil},
 		{"token expired", once(finalizing, first(strike(engine.FaultExpiredToken))), codeDone, nil},
 		{"restart", once(opening, late(strike(engine.FaultRestart))), codeDone, nil},
@@ -95,7 +71,8 @@ func TestBadEngine(t *testing.T) {
 		y.fault(engine.FaultUnreachable)
 		y.fails(codeUnreachable, []string{"lab", "Check that the engine runs"}, backup...)
 		y.fails(codeUnreachable, []string{"lab", "Check that the engine runs"}, "vm", "show", "web1")
-		if out := y.fails(codePartial, []string{"manager lab", "not complete"}, "vm", "list"); !strings.Contains(out.Stdout, "unknown") {
+		out := y.fails(codePartial, []string{"manager lab", "not complete"}, "vm", "list")
+		if !strings.Contains(out.Stdout, "unknown") {
 			t.Error("a VM of an engine that does not answer is not unknown")
 		}
 		y.center.Engine.Heal(engine.FaultUnreachable)

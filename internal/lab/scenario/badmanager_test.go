@@ -56,37 +56,51 @@ type badManager struct {
 
 // login is a command's flags with everything right; more flags win over them.
 func (y *yard) login(more ...string) []string {
-	return append([]string{"--url", y.front.url, "--user", datacenter.User, "--password-file", y.center.PasswordFile}, more...)
+	return append([]string{"--url", y.front.url, "--user", datacenter.User, "--password-file", y.center.PasswordFile},
+		more...)
 }
 
 func (y *yard) unreachable() []badManager {
 	closed, silent := closedPort(y.t, "127.0.0.11"), silentPort(y.t)
 	web := httptest.NewTLSServer(http.NotFoundHandler())
 	y.t.Cleanup(web.Close)
-	welcome := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>Welcome</html>")) }))
+	welcome := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("<html>Welcome</html>"))
+	}))
 	y.t.Cleanup(welcome.Close)
 	own := y.file("web.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw})))
 	const check, address = "Check that the engine runs", "Check the address"
 	return []badManager{
-		{"closed port", codeUnreachable, []string{"refused", closed, check}, y.login("--url", closed, "--ca-file", y.center.CAFile)},
+		{"closed port", codeUnreachable, []string{"refused", closed, check},
+			y.login("--url", closed, "--ca-file", y.center.CAFile)},
 		{"closed port, no authority", codeUnreachable, []string{"refused", closed, check}, y.login("--url", closed)},
 		{"silent port", codeUnreachable, []string{"timeout", silent, check}, y.login("--url", silent)},
-		{"no such name", codeUnreachable, []string{"engine.invalid", "name server"}, y.login("--url", "engine.invalid", "--ca-file", y.center.CAFile)},
-		{"a web server", codeUnreachable, []string{"404 Not Found", "not an engine", address}, y.login("--url", web.URL)},
-		{"a web server, its authority", codeUnreachable, []string{"404 Not Found", "not an engine", address}, y.login("--url", web.URL, "--ca-file", own)},
-		{"a web server's welcome", codeUsage, []string{"200 OK", "not an engine", address}, y.login("--url", welcome.URL)},
-		{"a web server's welcome, its authority", codeUnreachable, []string{"200 OK", "not an engine", address}, y.login("--url", welcome.URL, "--ca-file", own)},
-		{"not an address", codeUsage, []string{"https only", "ovirt-engine/api"}, y.login("--url", "http://engine.example.com", "--ca-file", y.center.CAFile)},
+		{"no such name", codeUnreachable, []string{"engine.invalid", "name server"},
+			y.login("--url", "engine.invalid", "--ca-file", y.center.CAFile)},
+		{"a web server", codeUnreachable, []string{"404 Not Found", "not an engine", address},
+			y.login("--url", web.URL)},
+		{"a web server, its authority", codeUnreachable, []string{"404 Not Found", "not an engine", address},
+			y.login("--url", web.URL, "--ca-file", own)},
+		{"a web server's welcome", codeUsage, []string{"200 OK", "not an engine", address},
+			y.login("--url", welcome.URL)},
+		{"a web server's welcome, its authority", codeUnreachable, []string{"200 OK", "not an engine", address},
+			y.login("--url", welcome.URL, "--ca-file", own)},
+		{"not an address", codeUsage, []string{"https only", "ovirt-engine/api"},
+			y.login("--url", "http://engine.example.com", "--ca-file", y.center.CAFile)},
 	}
 }
 
 func (y *yard) badLogins() []badManager {
 	with := func(more ...string) []string { return y.login(append(more, "--ca-file", y.center.CAFile)...) }
 	return []badManager{
-		{"wrong password", codeDenied, []string{datacenter.User, "password", "locked"}, with("--password-file", y.file("wrong", "no\n"))},
-		{"no domain", codeUsage, []string{"user name admin:", "domain is missing", "admin@internal"}, with("--user", "admin")},
-		{"unknown domain", codeDenied, []string{"admin@nowhere", "domain", "admin@internal"}, with("--user", "admin@nowhere")},
-		{"no role", codeDenied, []string{"nobody@internal", "not authorized", "Give the user the permission"}, with("--user", "nobody@internal")},
+		{"wrong password", codeDenied, []string{datacenter.User, "password", "locked"},
+			with("--password-file", y.file("wrong", "no\n"))},
+		{"no domain", codeUsage, []string{"user name admin:", "domain is missing", "admin@internal"},
+			with("--user", "admin")},
+		{"unknown domain", codeDenied, []string{"admin@nowhere", "domain", "admin@internal"},
+			with("--user", "admin@nowhere")},
+		{"no role", codeDenied, []string{"nobody@internal", "not authorized", "Give the user the permission"},
+			with("--user", "nobody@internal")},
 	}
 }
 
@@ -97,10 +111,14 @@ func (y *yard) badTrust() []badManager {
 	}
 	text := y.file("text", "no certificate\n")
 	return []badManager{
-		{"wrong authority", codeDenied, []string{"certificate", "unknown authority", "--ca-file"}, y.login("--ca-file", y.file("other.pem", string(other.PEM())))},
-		{"no certificate", codeUsage, []string{text, "PEM", "/etc/pki/ovirt-engine/ca.pem"}, y.login("--ca-file", text)},
-		{"wrong fingerprint", codeDenied, []string{"another fingerprint", "openssl x509", "do not go on"}, y.login("--accept-fingerprint", strings.Repeat("ab", 32))},
-		{"no fingerprint", codeUsage, []string{"--accept-fingerprint yes", "64 hexadecimal digits"}, y.login("--accept-fingerprint", "yes")},
+		{"wrong authority", codeDenied, []string{"certificate", "unknown authority", "--ca-file"},
+			y.login("--ca-file", y.file("other.pem", string(other.PEM())))},
+		{"no certificate", codeUsage, []string{text, "PEM", "/etc/pki/ovirt-engine/ca.pem"},
+			y.login("--ca-file", text)},
+		{"wrong fingerprint", codeDenied, []string{"another fingerprint", "openssl x509", "do not go on"},
+			y.login("--accept-fingerprint", strings.Repeat("ab", 32))},
+		{"no fingerprint", codeUsage, []string{"--accept-fingerprint yes", "64 hexadecimal digits"},
+			y.login("--accept-fingerprint", "yes")},
 	}
 }
 
@@ -108,9 +126,11 @@ func (y *yard) badFiles() []badManager {
 	empty, lines, nowhere := y.file("empty", "\n"), y.file("lines", "a\nb\n"), filepath.Join(y.dir, "nowhere")
 	return []badManager{
 		{"no password file", codeNotFound, []string{nowhere, "on this machine"}, y.login("--password-file", nowhere)},
-		{"no password file named", codeUsage, []string{"no terminal", "--password-file"}, []string{"--url", y.front.url, "--user", datacenter.User}},
+		{"no password file named", codeUsage, []string{"no terminal", "--password-file"},
+			[]string{"--url", y.front.url, "--user", datacenter.User}},
 		{"empty password file", codeUsage, []string{empty, "empty"}, y.login("--password-file", empty)},
-		{"password file of two lines", codeUsage, []string{lines, "more than one line"}, y.login("--password-file", lines)},
+		{"password file of two lines", codeUsage, []string{lines, "more than one line"},
+			y.login("--password-file", lines)},
 		{"no authority file", codeNotFound, []string{nowhere, "on this machine"}, y.login("--ca-file", nowhere)},
 	}
 }
@@ -118,14 +138,16 @@ func (y *yard) badFiles() []badManager {
 // confirm adds an engine that nothing is known of, and then does what it is told: it copies the command that is shown.
 func (y *yard) confirm() {
 	y.t.Helper()
-	out := y.fails(codeDenied, []string{"openssl x509", "confirmed"}, append([]string{"manager", "add", "lab"}, y.login()...)...)
+	out := y.fails(codeDenied, []string{"openssl x509", "confirmed"},
+		append([]string{"manager", "add", "lab"}, y.login()...)...)
 	var again string
 	for line := range strings.Lines(out.Stderr) {
 		if line = strings.TrimSpace(line); strings.HasPrefix(line, "holdfast manager add") {
 			again = line
 		}
 	}
-	fingerprint, err := exec.CommandContext(y.t.Context(), "openssl", "x509", "-in", y.center.CAFile, "-noout", "-fingerprint", "-sha256").Output()
+	fingerprint, err := exec.CommandContext(y.t.Context(), "openssl", "x509", "-in", y.center.CAFile, "-noout",
+		"-fingerprint", "-sha256").Output()
 	if err != nil {
 		y.t.Fatal(err)
 	}

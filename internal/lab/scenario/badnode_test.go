@@ -12,8 +12,10 @@ import (
 // nodeCommands are all commands that ask a node.
 var nodeCommands = []string{
 	"manager add x --url e --user u@d --password-file PASSWORD", "manager list", "manager show x", "manager rm x",
-	"vm list", "vm show web1", "backup run web1", "backup run web1 --wait", "restore instant web1", "restore instant web1 --wait",
-	"session list", "session show x", "session migrate x --to y", "session release x", "task list", "task show x", "task watch x", "task cancel x",
+	"vm list", "vm show web1", "backup run web1", "backup run web1 --wait",
+	"restore instant web1", "restore instant web1 --wait",
+	"session list", "session show x", "session migrate x --to y", "session release x",
+	"task list", "task show x", "task watch x", "task cancel x",
 }
 
 // TestNodeDown asks a node that is not there, one that does not let us in, and one that ends meanwhile.
@@ -30,7 +32,8 @@ func TestNodeDown(t *testing.T) {
 		args := strings.Fields(strings.ReplaceAll(c, "PASSWORD", y.center.PasswordFile))
 		y.fails(codeUnreachable, []string{y.node.Socket, "systemctl status holdfastd"}, args...)
 		y.fails(codeUnreachable, []string{y.node.API, "refused"},
-			append(args, "--node", y.node.API, "--token-file", y.node.TokenFile, "--node-ca-file", filepath.Join(y.dir, "node", "state", "tls", "cert.pem"))...)
+			append(args, "--node", y.node.API, "--token-file", y.node.TokenFile, "--node-ca-file",
+				filepath.Join(y.dir, "node", "state", "tls", "cert.pem"))...)
 	}
 	// A store needs no node.
 	y.works(nil, "point", "list")
@@ -52,11 +55,15 @@ func (y *yard) strangers() {
 	remote := func(more ...string) []string { return append([]string{"vm", "list", "--node", y.node.API}, more...) }
 	y.works(nil, remote("--token-file", y.node.TokenFile, "--node-ca-file", cert)...)
 	y.fails(codeUsage, []string{"token", "--token-file"}, remote("--node-ca-file", cert)...)
-	y.fails(codeDenied, []string{"token"}, remote("--token-file", y.file("token", strings.Repeat("ab", 32)+"\n"), "--node-ca-file", cert)...)
-	y.fails(codeNotFound, []string{"nowhere"}, remote("--token-file", filepath.Join(y.dir, "nowhere"), "--node-ca-file", cert)...)
+	y.fails(codeDenied, []string{"token"},
+		remote("--token-file", y.file("token", strings.Repeat("ab", 32)+"\n"), "--node-ca-file", cert)...)
+	y.fails(codeNotFound, []string{"nowhere"},
+		remote("--token-file", filepath.Join(y.dir, "nowhere"), "--node-ca-file", cert)...)
 	y.fails(codeDenied, []string{"certificate", "--node-ca-file"}, remote("--token-file", y.node.TokenFile)...)
-	y.fails(codeDenied, []string{"certificate"}, remote("--token-file", y.node.TokenFile, "--node-ca-file", y.center.CAFile)...)
-	y.fails(codeUnreachable, []string{"nowhere", "systemctl status holdfastd"}, "vm", "list", "--node", filepath.Join(y.dir, "nowhere"))
+	y.fails(codeDenied, []string{"certificate"},
+		remote("--token-file", y.node.TokenFile, "--node-ca-file", y.center.CAFile)...)
+	y.fails(codeUnreachable, []string{"nowhere", "systemctl status holdfastd"}, "vm", "list", "--node",
+		filepath.Join(y.dir, "nowhere"))
 	y.fails(codeUsage, []string{"gopher", "https://"}, "vm", "list", "--node", "gopher://x")
 }
 
@@ -66,7 +73,8 @@ func (y *yard) killedMeanwhile() {
 	y.t.Helper()
 	y.front.on(once(finalizing, first(y.node.Kill)))
 	defer y.front.on(nil)
-	y.fails(codeUnreachable, []string{"systemctl status holdfastd", "goes on while the node runs", "holdfast task watch"}, backup...)
+	y.fails(codeUnreachable, []string{"systemctl status holdfastd", "goes on while the node runs",
+		"holdfast task watch"}, backup...)
 	y.front.on(nil)
 	if err := y.node.Start(y.t.Context()); err != nil {
 		y.t.Fatal(err)
@@ -82,8 +90,8 @@ func (y *yard) killedMeanwhile() {
 	y.works(nil, backup...)
 }
 
-// TestOldEngine backs up where the engine takes no snapshot of its own: there a restart of the engine ends a backup, and
-// a lost checkpoint takes all others with it.
+// TestOldEngine backs up where the engine takes no snapshot of its own: there a restart of the engine ends a backup,
+// and a lost checkpoint takes all others with it.
 func TestOldEngine(t *testing.T) {
 	y := newYard(t, yardOptions{address: "127.0.0.19", level: "4.6"})
 	y.add()

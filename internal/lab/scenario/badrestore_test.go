@@ -29,8 +29,8 @@ type session struct {
 	} `json:"problem"`
 }
 
-// TestBadRestores asks for restores that cannot be had, and has the engine fail in the middle of others. Each time all is
-// taken apart, and the next one works.
+// TestBadRestores asks for restores that cannot be had, and has the engine fail in the middle of others. Each time all
+// is taken apart, and the next one works.
 func TestBadRestores(t *testing.T) {
 	y := newYard(t, yardOptions{address: "127.0.0.16"})
 	y.add()
@@ -47,13 +47,17 @@ func TestBadRestores(t *testing.T) {
 		says []string
 		args []string
 	}{
-		{"no such VM", codeNotFound, []string{"nothing@latest", "web1"}, []string{"restore", "instant", "nothing", "--wait"}},
-		{"no point of that time", codeNotFound, []string{"web1@2001-01-01", "Its oldest", "its newest"}, []string{"restore", "instant", "web1@2001-01-01", "--wait"}},
-		{"no time", codeUsage, []string{"yesterday", "VM@-3d"}, []string{"restore", "instant", "web1@yesterday", "--wait"}},
+		{"no such VM", codeNotFound, []string{"nothing@latest", "web1"},
+			[]string{"restore", "instant", "nothing", "--wait"}},
+		{"no point of that time", codeNotFound, []string{"web1@2001-01-01", "Its oldest", "its newest"},
+			[]string{"restore", "instant", "web1@2001-01-01", "--wait"}},
+		{"no time", codeUsage, []string{"yesterday", "VM@-3d"},
+			[]string{"restore", "instant", "web1@yesterday", "--wait"}},
 		{"no such cluster", codeNotFound, []string{"Clustre", "--cluster", "Default"}, restore("--cluster", "Clustre")},
 		{"name taken", codeConflict, []string{"web1", "exists", "--name"}, restore("--name", "web1")},
 		{"bad name", codeUsage, []string{"a b", "letters", "--name"}, restore("--name", "a b")},
-		{"no such domain", codeNotFound, []string{"fast", datacenter.Spare, datacenter.Local}, restore("--migrate-to", "fast")},
+		{"no such domain", codeNotFound, []string{"fast", datacenter.Spare, datacenter.Local},
+			restore("--migrate-to", "fast")},
 		{"no such format", codeUsage, []string{"vmdk", "qcow2 or raw"}, restore("--format", "vmdk")},
 		{"no such manager", codeNotFound, []string{"manager prod", "manager list"}, restore("--manager", "prod")},
 	} {
@@ -68,7 +72,8 @@ func TestBadRestores(t *testing.T) {
 		})
 	}
 	t.Run("domain refused", func(t *testing.T) {
-		y.in(t).failedRestore(engine.FaultDomainRefused, codeUnreachable, "mount", "check that the hosts reach this node")
+		y.in(t).failedRestore(engine.FaultDomainRefused, codeUnreachable, "mount",
+			"check that the hosts reach this node")
 	})
 	t.Run("attach fails", func(t *testing.T) {
 		y.in(t).failedRestore(engine.FaultAttachFails, codeFailed, "Cannot attach Storage", "engine.log")
@@ -90,12 +95,13 @@ func TestNotAllowed(t *testing.T) {
 	y.works(nil, "backup", "run", "web1", "--wait")
 	before := y.center.Engine.Snapshot()
 	y.before = &before
-	y.fails(codeUnreachable, []string{"could not mount", "allow, below nfs", "Cleaned up: nothing"}, "restore", "instant", "web1", "--wait")
+	y.fails(codeUnreachable, []string{"could not mount", "allow, below nfs", "Cleaned up: nothing"}, "restore",
+		"instant", "web1", "--wait")
 	y.apart()
 }
 
-// TestLostRestores loses the answer to each request that a restore and its release make to change something, and has the
-// engine fall over at each: what cannot go on is taken apart.
+// TestLostRestores loses the answer to each request that a restore and its release make to change something, and has
+// the engine fall over at each: what cannot go on is taken apart.
 func TestLostRestores(t *testing.T) {
 	y := newYard(t, yardOptions{address: "127.0.0.21"})
 	y.add()
@@ -121,7 +127,8 @@ func TestLostRestores(t *testing.T) {
 func (y *yard) failedRestore(fault string, code int, says ...string) {
 	y.t.Helper()
 	y.fault(fault)
-	y.fails(code, append(says, "Cleaned up: nothing", "restore point is unchanged"), "restore", "instant", "web1", "--power-on", "--wait")
+	y.fails(code, append(says, "Cleaned up: nothing", "restore point is unchanged"), "restore", "instant", "web1",
+		"--power-on", "--wait")
 	y.apart()
 	var r restored
 	y.works(&r, "restore", "instant", "web1", "--wait")
@@ -135,8 +142,9 @@ func (y *yard) apart() {
 	var all []session
 	y.works(&all, "session", "list")
 	last := all[len(all)-1]
-	if last.State != "failed" || last.Problem == nil || last.Problem.Cause == "" || !strings.Contains(last.Problem.Cleaned, "nothing") {
-		y.t.Errorf("session %+v, problem %+v", last, last.Problem)
+	p := last.Problem
+	if last.State != "failed" || p == nil || p.Cause == "" || !strings.Contains(p.Cleaned, "nothing") {
+		y.t.Errorf("session %+v, problem %+v", last, p)
 	}
 	out := y.works(nil, "session", "show", last.ID)
 	for _, s := range []string{"failed", "Why", "Cleaned up"} {
@@ -184,7 +192,8 @@ func (y *yard) badMigrations() {
 	y.t.Helper()
 	var r restored
 	y.works(&r, "restore", "instant", "web1", "--power-on", "--wait")
-	y.fails(codeConflict, []string{r.VM, "still has disks that this node serves", "session migrate", "--discard"}, "session", "release", r.Session, "--wait")
+	y.fails(codeConflict, []string{r.VM, "still has disks that this node serves", "session migrate", "--discard"},
+		"session", "release", r.Session, "--wait")
 	y.fails(codeNotFound, []string{"fast", datacenter.Spare}, "session", "migrate", r.Session, "--to", "fast", "--wait")
 	y.fails(codeUsage, []string{"no storage", "--to"}, "session", "migrate", r.Session, "--wait")
 	y.fails(codeNotFound, []string{"ffff", "session list"}, "session", "migrate", "ffff", "--to", datacenter.Spare)
@@ -193,7 +202,8 @@ func (y *yard) badMigrations() {
 	for range 5 { // as often as it is tried
 		y.fault(engine.FaultMoveFails)
 	}
-	y.fails(codeUnreachable, []string{"gave up 5 times", "goes on being served", "session migrate " + r.Session, "events"},
+	y.fails(codeUnreachable, []string{"gave up 5 times", "goes on being served", "session migrate " + r.Session,
+		"events"},
 		"session", "migrate", r.Session, "--to", datacenter.Spare, "--wait")
 	y.serving(r)
 	y.fault(engine.FaultMoveBusy)

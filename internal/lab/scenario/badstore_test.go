@@ -21,7 +21,8 @@ func TestFullStore(t *testing.T) {
 	y.noise("little", 1)
 	resize(t, store, 24<<20)
 	for range 2 {
-		y.fails(codeFailed, []string{"big_Disk1", "no space left", "Make room", "Cleaned up: nothing"}, "backup", "run", "big", "--wait")
+		y.fails(codeFailed, []string{"big_Disk1", "no space left", "Make room", "Cleaned up: nothing"}, "backup",
+			"run", "big", "--wait")
 		y.kept(1)
 		var status struct {
 			Free int64 `json:"free_bytes"`
@@ -31,7 +32,8 @@ func TestFullStore(t *testing.T) {
 		}
 	}
 	// What would fit is refused as well, since the index keeps off the disk's last bytes; but nothing new needs no room.
-	y.fails(codeFailed, []string{"MiB are free", "MiB are needed", "Free space", "Cleaned up: nothing"}, "backup", "run", "little", "--wait")
+	y.fails(codeFailed, []string{"MiB are free", "MiB are needed", "Free space", "Cleaned up: nothing"}, "backup",
+		"run", "little", "--wait")
 	y.kept(1)
 	y.works(nil, "backup", "run", "web1", "--full", "--wait")
 	resize(t, store, 400<<20)
@@ -43,7 +45,8 @@ func TestFullStore(t *testing.T) {
 	}
 }
 
-// mountStore makes a small file system for the store in a node's folder. The mounts are this test's own: see netns.Enter.
+// mountStore makes a small file system for the store in a node's folder. The mounts are this test's own: see
+// netns.Enter.
 func mountStore(t *testing.T, dir string) string {
 	t.Helper()
 	store := filepath.Join(dir, "store")
