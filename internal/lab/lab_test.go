@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -92,7 +93,8 @@ func TestACommandIsALineOrExactWords(t *testing.T) {
 func TestWhatUpPrintsCanBeCopied(t *testing.T) {
 	const dir = "/srv/a lab"
 	i := control.Info{EngineURL: "https://192.0.2.2/ovirt-engine/api", User: "admin@internal",
-		PasswordFile: dir + "/password", CAFile: dir + "/ca.pem", VMs: []string{"db1", "web1"}, Node: "unix://" + dir + "/node.sock", Dir: dir}
+		PasswordFile: dir + "/password", CAFile: dir + "/ca.pem", VMs: []string{"db1", "web1"},
+		Node: "unix://" + dir + "/node.sock", Dir: dir}
 	var text bytes.Buffer
 	if err := describe(&text, i, "/opt/hold fast"); err != nil {
 		t.Fatal(err)
@@ -122,8 +124,18 @@ func TestWhatUpPrintsCanBeCopied(t *testing.T) {
 	}
 }
 
-func TestAFaultSaysHowItEnds(t *testing.T) {
+func TestTheManualAndTheHelpHaveEveryFault(t *testing.T) {
+	manual, err := os.ReadFile("../../docs/lab.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(manual), fmt.Sprintf("at most %d characters", control.MaxDir)) {
+		t.Errorf("the manual does not say that a path has at most %d characters", control.MaxDir)
+	}
 	for _, f := range control.Faults() {
+		if !strings.Contains(string(manual), "`"+f.Name+"`") {
+			t.Errorf("the manual does not have %s", f.Name)
+		}
 		if f.Text == "" || !strings.Contains(faultHelp(), f.Name) {
 			t.Errorf("%s is not explained", f.Name)
 		}

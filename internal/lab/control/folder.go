@@ -2,6 +2,7 @@ package control
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,6 +37,9 @@ const longestSocket = tempName + "/holdfast-host-1234567890/12345678-1234-1234-1
 // maxSocketPath is the longest path of a socket in bytes (sockaddr_un, unix(7)).
 const maxSocketPath = 107
 
+// MaxDir is the longest path of a lab's folder in bytes.
+const MaxDir = maxSocketPath - len("/") - len(longestSocket)
+
 // TempDir is where a lab in a folder has its temporary files, so that not even a killed one leaves any elsewhere.
 // Its process must be started with TMPDIR set to it.
 func TempDir(dir string) string { return filepath.Join(dir, tempName) }
@@ -45,8 +49,8 @@ const opStart = "start a lab in"
 // Check tells whether a lab may begin in a folder, which need not exist: whether it is empty or was a lab's, and no lab
 // is up there. It changes nothing.
 func Check(dir string) error {
-	if n := len(filepath.Join(dir, longestSocket)); n > maxSocketPath {
-		return errs.Text(opStart, dir, errs.Invalid, "its path is too long for the sockets in it").
+	if len(dir) > MaxDir {
+		return errs.Text(opStart, dir, errs.Invalid, fmt.Sprintf("sockets lie in it, so its path has at most %d bytes", MaxDir)).
 			WithNext("Name a shorter one with --dir.")
 	}
 	info, err := os.Lstat(dir)

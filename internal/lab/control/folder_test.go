@@ -137,7 +137,10 @@ func TestAFolderOfAnotherUserIsNotTaken(t *testing.T) {
 }
 
 func TestAPathIsLongEnoughForTheSocketsOrRefused(t *testing.T) {
-	dir := "/" + strings.Repeat("x", maxSocketPath-len(longestSocket)-len("//"))
+	dir := "/" + strings.Repeat("x", MaxDir-len("/"))
+	if len(filepath.Join(dir, longestSocket)) != maxSocketPath {
+		t.Errorf("in a folder of %d bytes the longest socket has not %d", MaxDir, maxSocketPath)
+	}
 	if err := Check(dir); err != nil {
 		t.Errorf("%d bytes: %v", len(dir), err)
 	}
