@@ -66,19 +66,22 @@ func TestBadEngine(t *testing.T) {
 			y.works(nil, backup...)
 		})
 	}
-	t.Run("away at first", func(t *testing.T) {
-		y := y.in(t)
-		y.fault(engine.FaultUnreachable)
-		y.fails(codeUnreachable, []string{"lab", "Check that the engine runs"}, backup...)
-		y.fails(codeUnreachable, []string{"lab", "Check that the engine runs"}, "vm", "show", "web1")
-		out := y.fails(codePartial, []string{"manager lab", "not complete"}, "vm", "list")
-		if !strings.Contains(out.Stdout, "unknown") {
-			t.Error("a VM of an engine that does not answer is not unknown")
-		}
-		y.center.Engine.Heal(engine.FaultUnreachable)
-		y.works(nil, backup...)
-	})
+	t.Run("away at first", func(t *testing.T) { y.in(t).awayAtFirst() })
 	y.clean("checkpoint")
+}
+
+// awayAtFirst asks for a backup, and for VMs, while the engine does not answer: nobody can say that a VM is gone.
+func (y *yard) awayAtFirst() {
+	y.t.Helper()
+	y.fault(engine.FaultUnreachable)
+	y.fails(codeUnreachable, []string{"lab", "Check that the engine runs"}, backup...)
+	y.fails(codeUnreachable, []string{"lab", "Check that the engine runs"}, "vm", "show", "web1")
+	out := y.fails(codePartial, []string{"manager lab", "not complete"}, "vm", "list")
+	if !strings.Contains(out.Stdout, "unknown") {
+		y.t.Error("a VM of an engine that does not answer is not unknown")
+	}
+	y.center.Engine.Heal(engine.FaultUnreachable)
+	y.works(nil, backup...)
 }
 
 // kept sees that there are so many points, and on the engine the checkpoint of the newest and nothing else.

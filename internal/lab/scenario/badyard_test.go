@@ -16,9 +16,9 @@ import (
 )
 
 // The tests in the files bad*_test.go meet the product as an administrator on a bad day does: by its built programs,
-// with wrong input, an engine that misbehaves and a disk that is full. Whatever happens, the exit code is the documented
-// one, what is said tells what failed, why, and what to do next, nothing is left behind, and the same thing works once
-// the cause is gone. Each test has a data center and a node of its own, at an address of its own, so that they run side
+// with wrong input, an engine that misbehaves and a disk that is full. Whatever happens, the exit code is the
+// documented one, what is said tells what failed, why, and what to do next, nothing is left behind, and the same thing
+// works once the cause is gone. Each test has a data center and a node of its own, at an address of its own, so that they run side
 // by side: most of the time is spent in waiting.
 
 // Exit codes, as docs/cli.md lists them.
