@@ -1,6 +1,7 @@
 package scenario_test
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,6 +23,11 @@ func TestMain(m *testing.M) {
 			_, _ = os.Stderr.WriteString(err.Error() + "\n")
 			os.Exit(1)
 		}
+	}
+	flag.Parse()
+	// Tests that run side by side wait most of the time: as many at once as there are processors would be too few.
+	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == f.DefValue {
+		_ = f.Value.Set("5") // it is a number
 	}
 	code := m.Run()
 	_ = os.RemoveAll(built.dir) // it is in the folder for temporary files
