@@ -46,12 +46,16 @@ func dropEmptyLogs(dir string) error {
 	return nil
 }
 
-// checkFolder takes away what a kill left and badger would not take, then reads every table that the manifest lists and
-// checks all of it. It may panic on what it reads.
+// checkFolder takes away what a kill left and badger would not take, then checks the tables.
 func checkFolder(dir string) error {
 	if err := dropEmptyLogs(dir); err != nil {
 		return err
 	}
+	return checkTables(dir)
+}
+
+// checkTables reads every table that the manifest lists and checks all of it. It may panic on what it reads.
+func checkTables(dir string) error {
 	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
 	if err != nil {
 		return err

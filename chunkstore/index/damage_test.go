@@ -73,10 +73,14 @@ func copyFolder(t *testing.T, from, to string) {
 // check opens a damaged copy. Either it is begun anew, or all of it is right; never an error, never a wrong place.
 func (s sample) check(t *testing.T, dir, what string) (fresh bool) {
 	t.Helper()
+	said := Examine(dir, storeA)
 	x, err := Open(dir, storeA, small)
 	if err != nil {
 		t.Errorf("%s: %v", what, err)
 		return false
+	}
+	if none := errs.Is(said, errs.NotFound) && x.Reason() == reasonCut; (errs.Is(said, errs.Corrupt) || none) != x.Fresh() || !x.Fresh() && said != nil {
+		t.Errorf("%s: Examine says %v, and Open begins anew: %v %s", what, said, x.Fresh(), x.Reason())
 	}
 	defer func() {
 		if err := x.Close(); err != nil {

@@ -164,9 +164,10 @@ func (x *Index) begin(store [16]byte) (err error) {
 // is files: some 500 for every GiB of index, each of them open and mapped.
 const tableSize = 2 << 20
 
-// openBadger opens the database. Memory: one memtable that is written and two that wait to be flushed, the tables that
-// two compactions build, no cache of blocks (they are mapped and not compressed) and none of table indexes (mapped too).
-func (x *Index) openBadger() error {
+// badgerOptions are how the database is opened. Memory: one memtable that is written and two that wait to be flushed, the
+// tables that two compactions build, no cache of blocks (they are mapped and not compressed) and none of table indexes
+// (mapped too).
+func (x *Index) badgerOptions() badger.Options {
 	o := badger.DefaultOptions(x.dir).
 		WithLogger(logger{x.opt.Log}).
 		WithSyncWrites(true).
@@ -188,7 +189,11 @@ func (x *Index) openBadger() error {
 		WithValueLogFileSize(1 << 20). // the least that badger takes; the file stays empty
 		WithBypassLockGuard(true)      // lockFolder holds the same lock, also while the folder is moved aside
 	o.TableSizeMultiplier = 1
-	db, err := badger.OpenManaged(o)
+	return o
+}
+
+func (x *Index) openBadger() error {
+	db, err := badger.OpenManaged(x.badgerOptions())
 	if err != nil {
 		return err
 	}
@@ -196,34 +201,51 @@ func (x *Index) openBadger() error {
 	return nil
 }
 
+// ring is what the ring of a folder holds, by slot.
+type ring map[uint16]uint64
+
+// add takes in one entry of it; other keys are passed over. Later ones replace earlier ones only if they are higher: a
+// slot may be in a log and in several tables.
+func (r ring) add(key, value []byte) error {
+	if len(key) == 0 || key[0] != prefixRing {
+		return nil
+	}
+	if len(key) != 3 || len(value) != 8 {
+		return errors.New("a ring entry of another form")
+	}
+	slot, seq := binary.BigEndian.Uint16(key[1:]), binary.LittleEndian.Uint64(value)
+	if seq%ringSize != uint64(slot) {
+		return fmt.Errorf("ring entry %d holds sequence %d", slot, seq)
+	}
+	r[slot] = max(r[slot], seq)
+	return nil
+}
+
+// check finds out whether a transaction that was acknowledged is missing, and returns the last sequence.
+func (r ring) check(acked uint64) (last uint64, err error) {
+	for seq := acked; seq > 0 && acked-seq < ringSize; seq-- {
+		if r[uint16(seq%ringSize)] < seq {
+			return 0, fmt.Errorf("transaction %d of %d is missing", seq, acked)
+		}
+	}
+	last = acked
+	for _, seq := range r {
+		last = max(last, seq)
+	}
+	return last, nil
+}
+
 // checkRing finds out whether a transaction that was acknowledged is missing, and where the sequence goes on.
 func (x *Index) checkRing(acked uint64) error {
-	ring := make([]uint64, ringSize)
-	err := scan(x.db, []byte{prefixRing}, func(key, value []byte) error {
-		if len(key) != 3 || len(value) != 8 {
-			return errors.New("a ring entry of another form")
-		}
-		slot, seq := binary.BigEndian.Uint16(key[1:]), binary.LittleEndian.Uint64(value)
-		if seq%ringSize != uint64(slot) {
-			return fmt.Errorf("ring entry %d holds sequence %d", slot, seq)
-		}
-		ring[slot] = seq
-		return nil
-	})
+	r := ring{}
+	if err := scan(x.db, []byte{prefixRing}, r.add); err != nil {
+		return err
+	}
+	last, err := r.check(acked)
 	if err != nil {
 		return err
 	}
-	x.seq = acked
-	for seq := acked; seq > 0 && acked-seq < ringSize; seq-- {
-		got := ring[seq%ringSize]
-		if got < seq {
-			return fmt.Errorf("transaction %d of %d is missing", seq, acked)
-		}
-		x.seq = max(x.seq, got)
-	}
-	for _, seq := range ring {
-		x.seq = max(x.seq, seq)
-	}
+	x.seq = last
 	x.db.SetDiscardTs(x.seq)
 	return nil
 }
