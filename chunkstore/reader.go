@@ -30,6 +30,7 @@ type Reader struct {
 	key       keys.Master
 	d         disk.Disk // where dir lies; for the lock of changeKeys
 	openedBy  string    // see OpenedBy
+	indexDir  string    // where the index lies; "" if the store is not on the real disk
 	digestKey [32]byte
 	packs     packCache
 	frames    *otter.Cache[frameKey, []byte]
@@ -268,26 +269,13 @@ func (c *packCache) get(ctx context.Context, key packKey) (*openPack, error) {
 }
 
 func (c *packCache) load(ctx context.Context, key packKey) (*openPack, error) {
-	name := packName(key.kind, key.number)
-	o, err := c.r.b.Open(ctx, name)
+	r, err := c.r.openPack(ctx, key)
 	if errs.Is(err, errs.NotFound) {
-		return nil, errs.New("open pack", name, errs.Corrupt, err).
+		return nil, errs.New("open pack", packName(key.kind, key.number), errs.Corrupt, err).
 			WithNext("A file of the store is missing: put it back from a copy, or restore from another point.")
 	}
 	if err != nil {
 		return nil, err
-	}
-	r, err := pack.Open(o, pack.ReaderOptions{
-		Master: &c.r.key, StoreUUID: [16]byte(c.r.super.UUID), Name: name,
-	})
-	if err != nil {
-		_ = o.Close()
-		return nil, err
-	}
-	if h := r.Header(); h.Number != key.number || h.Kind != key.kind {
-		_ = r.Close()
-		return nil, errs.Text("open pack", name, errs.Corrupt, fmt.Sprintf("it is the %s pack %d", h.Kind, h.Number)).
-			WithNext("Files of the store were renamed: put them back from a copy.")
 	}
 	return &openPack{key: key, reader: r}, nil
 }
@@ -315,6 +303,14 @@ func (c *packCache) close() {
 	for c.order.Len() > 0 {
 		c.drop(c.order.Front())
 	}
+}
+
+// nameOf returns the name of a chunk's content.
+func (r *Reader) nameOf(plain []byte) (d chunk.Digest) {
+	h := hmac.New(sha256.New, r.digestKey[:])
+	h.Write(plain)
+	h.Sum(d[:0])
+	return d
 }
 
 // DerivedKey returns a secret for a purpose outside the store that is the same in every process that opens it: for file

@@ -204,6 +204,9 @@ func OpenReader(ctx context.Context, dir string, o Options) (*Reader, error) {
 	r, err := newReader(dir, b, super, key, o.CacheBytes)
 	if err == nil {
 		r.d, r.openedBy = o.Disk, name
+		if _, real := o.Disk.(disk.OS); real {
+			r.indexDir = o.IndexDir
+		}
 	}
 	return r, err
 }

@@ -2,8 +2,6 @@ package chunkstore
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
 	"fmt"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
@@ -15,17 +13,41 @@ import (
 // Verified counts what a verification looked at.
 type Verified struct {
 	Points, Disks, Pages, Chunks int64
+	Packs                        int64   // of a verification of the whole store
 	Bytes                        int64   // of chunks, uncompressed, that were read and hashed again
 	Faults                       []Fault // at most maxFaults; FaultCount is the whole number
 	FaultCount                   int64
 }
 
-// Fault is one thing that is not as it was stored.
+// Fault is one thing that is not as it was stored, and one range of a disk that it hits. What hits several ranges is
+// several faults.
 type Fault struct {
-	Point PointID
+	Point PointID // "": no point is hit
 	Disk  int
-	Off   int64 // of the disk, in bytes; -1 if the fault is not in one place
-	Err   error
+	Off   int64 // of the disk, in bytes; -1 if the fault is not in one place of a disk
+	Len   int64
+	Spot  Spot // zero if it is no chunk and no page
+	// Object is the damaged object of the store: a pack, a record, a key, the index.
+	Object string
+	Err    error
+}
+
+// A Spot is where a manifest says a chunk (pack.Data) or a page (pack.Meta) lies.
+type Spot struct {
+	Kind  pack.Kind
+	ID    chunk.ID
+	Place chunk.Place
+}
+
+// Object names the pack.
+func (s Spot) Object() string { return packName(s.Kind, s.Place.Pack) }
+
+// what says for people what lies there.
+func (s Spot) what() string {
+	if s.Kind == pack.Meta {
+		return "page"
+	}
+	return "chunk"
 }
 
 // maxFaults bounds what is remembered of a store in ruins.
@@ -35,46 +57,87 @@ const maxFaults = 1000
 var errRuins = errs.Text("verify chunk", "", errs.Corrupt, "damaged, like many others")
 
 // Verify reads everything the given points need, once, and hashes it again. Faults are collected, not returned as an
-// error: one bad chunk must not hide the next. What is damaged is told of for every point that needs it. progress is told after each leaf of 8 MiB; it may be nil.
+// error: one bad chunk must not hide the next. What is damaged is told of for every point that needs it. progress is
+// told after each leaf of 8 MiB; it may be nil.
 func (r *Reader) Verify(ctx context.Context, points []*Point, progress func(Verified)) (Verified, error) {
-	v := verifier{r: r, pages: map[pageKey]bool{}, chunks: map[pageKey]bool{}, bad: map[pageKey]error{}, progress: progress}
+	return r.verifyPoints(ctx, points, false, progress)
+}
+
+// VerifyQuick is Verify, but looks at headers instead of the content of chunks: it finds what is missing, not what has
+// rotted. Pages are read whole.
+func (r *Reader) VerifyQuick(ctx context.Context, points []*Point, progress func(Verified)) (Verified, error) {
+	return r.verifyPoints(ctx, points, true, progress)
+}
+
+func (r *Reader) verifyPoints(ctx context.Context, points []*Point, quick bool, progress func(Verified)) (Verified, error) {
+	v := newVerifier(r, progress)
+	look := v.read
+	if quick {
+		look = v.glance
+	}
+	v.chunk = func(ctx context.Context, s Spot, size int64) error {
+		v.out.Chunks++
+		return look(ctx, s, size)
+	}
 	for _, p := range points {
-		v.out.Points++
-		for _, d := range p.Disks {
-			v.out.Disks++
-			if err := v.disk(ctx, p, d); err != nil {
-				return v.out, errs.Wrap("verify point", string(p.ID), err)
-			}
+		if err := v.point(ctx, p); err != nil {
+			return v.out, errs.Wrap("verify point", string(p.ID), err)
 		}
 	}
 	return v.out, nil
 }
 
+// verifier walks the manifests of points, and asks chunk for each chunk that it meets.
 type verifier struct {
 	r        *Reader
 	out      Verified
 	pages    map[pageKey]bool // those looked at; true: nothing below is damaged, another point need not walk it again
-	chunks   map[pageKey]bool // those looked at: 30 bytes for each, 2 GB for a store of 4 TB unique
-	bad      map[pageKey]error
+	chunks   map[Spot]error   // what chunk said: 60 bytes for each, 1 GB for a store of 1 TB unique
+	chunk    func(ctx context.Context, s Spot, size int64) error
+	cheap    bool // chunk is, and only what is bad is remembered
+	ruins    int
 	progress func(Verified)
 	buf      []byte
 }
 
-func (v *verifier) fault(p *Point, d Disk, off int64, err error) {
+func newVerifier(r *Reader, progress func(Verified)) *verifier {
+	return &verifier{r: r, pages: map[pageKey]bool{}, chunks: map[Spot]error{}, progress: progress}
+}
+
+func (v *verifier) fault(f Fault) {
 	if v.out.FaultCount++; len(v.out.Faults) < maxFaults {
-		v.out.Faults = append(v.out.Faults, Fault{p.ID, d.Number, off, err})
+		v.out.Faults = append(v.out.Faults, f)
 	}
 }
 
-// disk walks one manifest by itself instead of through the tree's own walk, so that a page that cannot be read costs
-// only what lies below it.
-func (v *verifier) disk(ctx context.Context, p *Point, d Disk) error {
-	return v.page(ctx, p, d, d.Root.Ref(), d.Root.Level, 0)
+func (v *verifier) point(ctx context.Context, p *Point) error {
+	v.out.Points++
+	for _, d := range p.Disks {
+		v.out.Disks++
+		w := diskWalk{v, p, d}
+		if err := w.page(ctx, d.Root.Ref(), d.Root.Level, 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (v *verifier) page(ctx context.Context, p *Point, d Disk, ref manifest.Ref, level int, leaf int64) error {
+// diskWalk walks one manifest by itself instead of through the tree's own walk, so that a page that cannot be read costs
+// only what lies below it.
+type diskWalk struct {
+	*verifier
+	p *Point
+	d Disk
+}
+
+// hit notes a fault at a range of the disk, which ends with the disk.
+func (w diskWalk) hit(s Spot, off, n int64, err error) {
+	w.fault(Fault{w.p.ID, w.d.Number, off, max(0, min(n, w.d.Root.Size-off)), s, s.Object(), err})
+}
+
+func (w diskWalk) page(ctx context.Context, ref manifest.Ref, level int, leaf int64) error {
 	key := pageKey{ref.ID, ref.Place}
-	clean, seen := v.pages[key]
+	clean, seen := w.pages[key]
 	if ref.IsZero() || clean {
 		return nil
 	}
@@ -82,24 +145,25 @@ func (v *verifier) page(ctx context.Context, p *Point, d Disk, ref manifest.Ref,
 		return err
 	}
 	if !seen {
-		v.out.Pages++
+		w.out.Pages++
 	}
-	before := v.out.FaultCount
-	if err := v.below(ctx, p, d, ref, level, leaf); err != nil {
+	before := w.out.FaultCount
+	if err := w.below(ctx, ref, level, leaf); err != nil {
 		return err
 	}
-	v.pages[key] = v.out.FaultCount == before
+	w.pages[key] = w.out.FaultCount == before
 	return nil
 }
 
 // below reads a page and goes on to what it refers to.
-func (v *verifier) below(ctx context.Context, p *Point, d Disk, ref manifest.Ref, level int, leaf int64) error {
-	page, err := v.readPage(ctx, ref)
+func (w diskWalk) below(ctx context.Context, ref manifest.Ref, level int, leaf int64) error {
+	s := Spot{pack.Meta, ref.ID, ref.Place}
+	page, err := w.readPage(ctx, s)
 	if err == nil && level > 0 {
 		var children []manifest.Child
 		if children, err = manifest.Children(page, level); err == nil {
 			for _, c := range children {
-				if err := v.page(ctx, p, d, c.Ref, level-1, leaf+int64(c.Index)<<(8*(level-1))); err != nil {
+				if err := w.page(ctx, c.Ref, level-1, leaf+int64(c.Index)<<(8*(level-1))); err != nil {
 					return err
 				}
 			}
@@ -111,114 +175,126 @@ func (v *verifier) below(ctx context.Context, p *Point, d Disk, ref manifest.Ref
 		l, err = manifest.DecodeLeaf(page)
 	}
 	if err != nil {
-		v.fault(p, d, leaf*manifest.LeafSize, err)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		w.hit(s, leaf*manifest.LeafSize, manifest.LeafSize<<(8*level), err)
 		return nil
 	}
-	return v.leaf(ctx, p, d, l, leaf*manifest.LeafSize)
+	return w.leaf(ctx, l, leaf*manifest.LeafSize)
 }
 
-// readPage reads a page from its pack, not from the cache, and names it again.
-func (v *verifier) readPage(ctx context.Context, ref manifest.Ref) ([]byte, error) {
-	var page []byte
-	err := v.r.packs.use(ctx, packKey{pack.Meta, ref.Place.Pack}, func(p *pack.Reader) (err error) {
-		page, _, err = p.ReadChunk(ref.Place, ref.ID, nil)
-		return err
-	})
-	if err != nil {
-		return nil, damage("verify page", ref.ID, err)
-	}
-	d, err := manifest.PageDigest(v.r.digestKey[:], page)
-	if err == nil && d.ID() != ref.ID {
-		err = errs.Text("verify page", ref.ID.String(), errs.Corrupt, "its content has another digest: "+d.String())
-	}
-	return page, err
-}
-
-func (v *verifier) leaf(ctx context.Context, p *Point, d Disk, l manifest.Leaf, base int64) error {
+func (w diskWalk) leaf(ctx context.Context, l manifest.Leaf, base int64) error {
 	start := int64(0)
 	for _, e := range l {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		size := (int64(e.End) - start) * chunk.Grid
-		if key := (pageKey{e.ID, e.Place}); !e.IsZero() {
-			if !v.chunks[key] {
-				v.chunks[key] = true
-				if err := damage("verify chunk", e.ID, v.chunk(ctx, e, size)); err != nil {
-					if len(v.bad) >= maxFaults {
-						err = errRuins
-					}
-					v.bad[key] = err
-				}
-			}
-			if err := v.bad[key]; err != nil {
-				v.fault(p, d, base+start*chunk.Grid, err)
-			}
-		}
+		off, size := base+start*chunk.Grid, (int64(e.End)-start)*chunk.Grid
 		start = int64(e.End)
+		if e.IsZero() {
+			continue
+		}
+		s := Spot{pack.Data, e.ID, e.Place}
+		if err := w.ask(ctx, s, size); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			w.hit(s, off, size, err)
+		}
 	}
-	if v.progress != nil {
-		v.progress(v.out)
+	if w.progress != nil {
+		w.progress(w.out)
 	}
 	return nil
 }
 
-func (v *verifier) chunk(ctx context.Context, e manifest.Entry, size int64) error {
-	v.out.Chunks++
-	return v.r.packs.use(ctx, packKey{pack.Data, e.Place.Pack}, func(p *pack.Reader) error {
-		plain, _, err := p.ReadChunk(e.Place, e.ID, v.buf[:0])
+// ask asks chunk, once for each spot.
+func (v *verifier) ask(ctx context.Context, s Spot, size int64) error {
+	err, seen := v.chunks[s]
+	if seen {
+		return err
+	}
+	if err = v.chunk(ctx, s, size); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		if v.ruins++; v.ruins > maxFaults {
+			err = errRuins
+		}
+	}
+	if err != nil || !v.cheap {
+		v.chunks[s] = err
+	}
+	return err
+}
+
+// readPage reads a page from its pack, not from the cache, and names it again.
+func (v *verifier) readPage(ctx context.Context, s Spot) ([]byte, error) {
+	var page []byte
+	err := v.r.packs.use(ctx, packKey{pack.Meta, s.Place.Pack}, func(p *pack.Reader) (err error) {
+		page, _, err = p.ReadChunk(s.Place, s.ID, nil)
+		return err
+	})
+	if err != nil {
+		return nil, damage("verify page", s.ID, err)
+	}
+	return page, v.r.checkPage(s.ID, page)
+}
+
+// read reads a chunk from its pack and names it again.
+func (v *verifier) read(ctx context.Context, s Spot, size int64) error {
+	err := v.r.packs.use(ctx, packKey{pack.Data, s.Place.Pack}, func(p *pack.Reader) error {
+		plain, _, err := p.ReadChunk(s.Place, s.ID, v.buf[:0])
 		if err != nil {
 			return err
 		}
 		v.buf = plain
 		v.out.Bytes += int64(len(plain))
-		h := hmac.New(sha256.New, v.r.digestKey[:])
-		h.Write(plain)
-		if got := chunk.Digest(h.Sum(nil)); got.ID() != e.ID || int64(len(plain)) != size {
-			return errs.Text("verify chunk", e.ID.String(), errs.Corrupt,
-				fmt.Sprintf("%d bytes with digest %s where %d bytes were stored", len(plain), got, size))
+		if int64(len(plain)) != size {
+			return wrongSize(int64(len(plain)), size)
 		}
-		return nil
+		return v.r.checkChunk(s.ID, plain)
 	})
+	return damage("verify chunk", s.ID, err)
 }
 
-// Status describes a store from outside.
-type Status struct {
-	Points       int
-	DamagedPoint int   // records that cannot be read
-	LogicalBytes int64 // sum of all disks' sizes
-	DataBytes    int64 // of them, what is not zeros
-	Packs        int64
-	PackBytes    int64 // stored, data and pages
-	OpenPacks    int64 // unfinished: a backup is running, or was killed
+// glance looks at the header of a chunk.
+func (v *verifier) glance(ctx context.Context, s Spot, size int64) error {
+	err := v.r.packs.use(ctx, packKey{pack.Data, s.Place.Pack}, func(p *pack.Reader) error {
+		n, err := p.Group(s.Place, s.ID)
+		if err == nil && int64(n) != size {
+			err = wrongSize(int64(n), size)
+		}
+		return err
+	})
+	return damage("verify chunk", s.ID, err)
 }
 
-// Status counts. It reads records and names, not packs.
-func (r *Reader) Status(ctx context.Context) (Status, error) {
-	var s Status
-	points, bad := r.Points(ctx)
-	if points == nil && len(bad) > 0 {
-		return s, bad[0]
+func wrongSize(got, want int64) error {
+	return errs.Text("compare", "", errs.Corrupt, fmt.Sprintf("%d bytes where %d bytes were stored", got, want))
+}
+
+// checkPage tells whether a page has the content that it is named after, and the form of a page.
+func (r *Reader) checkPage(id chunk.ID, page []byte) error {
+	d, err := manifest.PageDigest(r.digestKey[:], page)
+	if err == nil {
+		err = otherDigest("verify page", id, d)
 	}
-	s.Points, s.DamagedPoint = len(points), len(bad)
-	for _, p := range points {
-		for _, d := range p.Disks {
-			s.LogicalBytes += d.Root.Size
-			s.DataBytes += d.Root.Data
-		}
+	if err == nil {
+		err = manifest.Check(page)
 	}
-	for _, kind := range []pack.Kind{pack.Data, pack.Meta} {
-		infos, err := r.b.List(ctx, kind.String()+"/")
-		if err != nil {
-			return s, errs.Wrap("list packs", r.dir, err)
-		}
-		for _, i := range infos {
-			s.Packs++
-			s.PackBytes += i.Size
-			if !i.Sealed {
-				s.OpenPacks++
-			}
-		}
+	return err
+}
+
+// checkChunk tells whether a chunk has the content that it is named after.
+func (r *Reader) checkChunk(id chunk.ID, plain []byte) error {
+	return otherDigest("verify chunk", id, r.nameOf(plain))
+}
+
+func otherDigest(op string, id chunk.ID, d chunk.Digest) error {
+	if d.ID() == id {
+		return nil
 	}
-	return s, nil
+	return errs.Text(op, id.String(), errs.Corrupt, "its content has another digest: "+d.String())
 }

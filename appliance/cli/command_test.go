@@ -61,8 +61,9 @@ func TestEveryCommandInBothForms(t *testing.T) {
 		{"point export " + point + " --force --to " + out, "disk file format point seconds size_bytes", []string{"Wrote disk 0", out}},
 		{"store status", "compression created cutter damaged_points data_bytes dedup_ratio digest disk_bytes free_bytes " +
 			"logical_bytes pack_bytes packs points store unfinished_packs uuid", []string{"Points", "Stored", "Free", "Format"}},
-		{"store verify", "bytes chunks disks fault_count faults pages points", []string{"No damage was found."}},
-		{"store verify " + point, "bytes chunks disks fault_count faults pages points", []string{"1 points"}},
+		{"store verify", "bytes chunks disks fault_count faults packs pages points", []string{"No damage was found."}},
+		{"store verify " + point, "bytes chunks disks fault_count faults packs pages points", []string{"1 point with"}},
+		{"store verify --quick", "bytes chunks disks fault_count faults packs pages points", []string{"No damage was found.", "not read"}},
 	} {
 		args := strings.Fields(tc.args)
 		var doc json.RawMessage

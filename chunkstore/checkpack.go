@@ -1,0 +1,125 @@
+package chunkstore
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
+	"github.com/holdfast-backup/holdfast/chunkstore/pack"
+	"github.com/holdfast-backup/holdfast/internal/errs"
+)
+
+// packReport is what a look at all of a pack has found.
+type packReport struct {
+	key    packKey
+	gone   bool // the pack does not exist any more
+	chunks int64
+	bytes  int64          // of chunks, uncompressed, that were hashed
+	bad    map[Spot]error // chunks and pages that cannot be used
+	faults []error        // what is wrong with the pack itself, or lies where no chunk is known
+}
+
+// checkPack reads a sealed pack from front to back: every chunk is decoded and named again, or, if quick, has its header
+// looked at; then the bytes are looked at that belong to no chunk. The error is that of ctx.
+func (r *Reader) checkPack(ctx context.Context, key packKey, quick bool) (packReport, error) {
+	rep := packReport{key: key, bad: map[Spot]error{}}
+	p, err := r.openPack(ctx, key) // not from the cache: the file may have been put back since
+	if err != nil {
+		if errs.Is(err, errs.NotFound) {
+			rep.gone = true
+		} else {
+			rep.faults = append(rep.faults, err)
+		}
+		return rep, ctx.Err()
+	}
+	defer p.Close()
+	if quick {
+		err = p.Headers(func(e pack.DirEntry, err error) error {
+			rep.look(e, err)
+			return ctx.Err()
+		})
+	} else {
+		err = p.Scrub(func(e pack.DirEntry, plain []byte, err error) error {
+			if err == nil {
+				rep.bytes += int64(len(plain))
+				err = r.checkContent(key.kind, e.Digest, plain)
+			}
+			rep.look(e, err)
+			return ctx.Err()
+		})
+	}
+	if err == nil && !quick {
+		err = p.Padding()
+	}
+	if err != nil && ctx.Err() == nil {
+		rep.faults = append(rep.faults, err)
+	}
+	return rep, ctx.Err()
+}
+
+// look notes one entry of the pack.
+func (rep *packReport) look(e pack.DirEntry, err error) {
+	switch {
+	case err == nil:
+		rep.chunks++
+	case e.Digest.IsZero():
+		rep.faults = append(rep.faults, err)
+	default:
+		rep.chunks++
+		rep.bad[Spot{rep.key.kind, e.Digest.ID(), e.Place}] = err
+	}
+}
+
+// checkContent tells whether what was decoded is what it is named after, to the last bit of the name.
+func (r *Reader) checkContent(kind pack.Kind, want chunk.Digest, plain []byte) error {
+	if kind == pack.Meta {
+		return r.checkPage(want.ID(), plain)
+	}
+	if got := r.nameOf(plain); got != want {
+		return errs.Text("verify chunk", want.String(), errs.Corrupt, "its content has another digest: "+got.String())
+	}
+	return nil
+}
+
+// openPack opens a pack, past the cache. errs.NotFound if there is none.
+func (r *Reader) openPack(ctx context.Context, key packKey) (*pack.Reader, error) {
+	name := packName(key.kind, key.number)
+	o, err := r.b.Open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	p, err := pack.Open(o, pack.ReaderOptions{Master: &r.key, StoreUUID: [16]byte(r.super.UUID), Name: name})
+	if err != nil {
+		_ = o.Close()
+		return nil, err
+	}
+	if h := p.Header(); h.Number != key.number || h.Kind != key.kind {
+		_ = p.Close()
+		return nil, errs.Text("open pack", name, errs.Corrupt, fmt.Sprintf("it is the %s pack %d", h.Kind, h.Number)).
+			WithNext("Files of the store were renamed: put them back from a copy.")
+	}
+	return p, nil
+}
+
+// sealedPacks lists the packs that are finished, in the order of their numbers, pages first: there are few of them, and
+// all else depends on them.
+func (r *Reader) sealedPacks(ctx context.Context) ([]sealedPack, error) {
+	var out []sealedPack
+	for _, kind := range []pack.Kind{pack.Meta, pack.Data} {
+		infos, err := r.b.List(ctx, kind.String()+"/")
+		if err != nil {
+			return nil, errs.Wrap("list packs", r.dir, err)
+		}
+		for _, i := range infos {
+			if number, ok := packNumber(kind, i.Name); ok && i.Sealed {
+				out = append(out, sealedPack{packKey{kind, number}, i.Size})
+			}
+		}
+	}
+	return out, nil
+}
+
+type sealedPack struct {
+	packKey
+	size int64
+}
