@@ -40,6 +40,7 @@ type builder struct {
 }
 
 func (b builder) run(ctx context.Context) error {
+	fmt.Fprintln(b.log, "The lab's Debian disk is not in the cache: making it takes a few minutes, once ...")
 	if err := os.MkdirAll(b.out, 0o755); err != nil {
 		return err
 	}
@@ -97,11 +98,21 @@ func (b builder) install(ctx context.Context) error {
 	args = append(args, proxies...)
 	args = append(args, release, filepath.Join(b.work, "root"))
 	args = append(args, sources...)
-	_, err = proc.Run(ctx, args...)
+	err = b.mmdebstrap(ctx, args)
 	if err != nil && !errs.Is(err, errs.Canceled) {
 		return errs.New("run", "mmdebstrap", errs.Transient, err).
 			WithNext("Check that `apt-get update` works on this machine, then run the same command again.")
 	}
+	return err
+}
+
+// mmdebstrap runs it with its temporary files below work: one that is killed leaves some.
+func (b builder) mmdebstrap(ctx context.Context, args []string) error {
+	temp := filepath.Join(b.work, "tmp")
+	if err := os.Mkdir(temp, 0o755); err != nil {
+		return err
+	}
+	_, err := proc.Output(ctx, proc.Spec{Args: args, Env: []string{"TMPDIR=" + temp}})
 	return err
 }
 

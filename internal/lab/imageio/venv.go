@@ -57,6 +57,7 @@ func build(ctx context.Context, cacheDir, folder string, log io.Writer) error {
 	if _, err := os.Stat(folder); err == nil { // somebody else made it while we waited
 		return nil
 	}
+	fmt.Fprintf(log, "%s is not in the cache: installing it takes half a minute, once ...\n", requirement)
 	begun := time.Now()
 	work := filepath.Join(cacheDir, "imageio-unfinished")
 	if err := os.RemoveAll(work); err != nil { // left by a build that was killed; we hold the lock
@@ -68,14 +69,23 @@ func build(ctx context.Context, cacheDir, folder string, log io.Writer) error {
 	}
 	// -I: without the settings of whoever's Python this is. The headers that a distribution leaves beside a package for
 	// other packages to compile against are of no use here.
-	out, err := proc.Run(ctx, filepath.Join(work, "bin", "python3"), "-I", "-m", "pip", "install", "--quiet",
-		"--disable-pip-version-check", "--no-input", "--no-deps", requirement)
+	temp := filepath.Join(work, "tmp") // a pip that is killed leaves files
+	if err := os.Mkdir(temp, 0o700); err != nil {
+		return err
+	}
+	out, err := proc.Output(ctx, proc.Spec{Env: []string{"TMPDIR=" + temp}, Args: []string{
+		filepath.Join(work, "bin", "python3"), "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+		"--no-input", "--no-deps", requirement,
+	}})
 	if err != nil {
 		if said := strings.TrimSpace(string(out)); said != "" {
 			err = fmt.Errorf("%w; it printed: %s", err, said)
 		}
 		return errs.New("run", "pip", errs.Transient, err).
 			WithNext("Check that this machine reaches its Python package index, then run the same command again.")
+	}
+	if err := os.RemoveAll(temp); err != nil {
+		return err
 	}
 	// An environment may be renamed as long as it is entered by its interpreter: only its scripts know where they lay.
 	if err := os.Rename(work, folder); err != nil {

@@ -149,8 +149,14 @@ func (p *Process) explain(ctx context.Context, err error) error {
 
 // Run starts a child, waits for it and returns its standard output.
 func Run(ctx context.Context, args ...string) ([]byte, error) {
+	return Output(ctx, Spec{Args: args})
+}
+
+// Output does what Run does for a child that needs more than arguments. Its standard output goes nowhere else.
+func Output(ctx context.Context, spec Spec) ([]byte, error) {
 	var out bytes.Buffer
-	p, err := Start(ctx, Spec{Args: args, Stdout: &out})
+	spec.Stdout = &out
+	p, err := Start(ctx, spec)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ package sdk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -65,14 +66,23 @@ func install(ctx context.Context, cache, folder string) error {
 	if _, err := proc.Run(ctx, python, "-m", "venv", work); err != nil {
 		return err
 	}
-	out, err := proc.Run(ctx, filepath.Join(work, "bin", "python3"), "-I", "-m", "pip", "install", "--quiet",
-		"--disable-pip-version-check", "--no-input", "--only-binary=pycurl", requirement, curlRequirement)
+	temp := filepath.Join(work, "tmp") // a pip that is killed leaves files
+	if err := os.Mkdir(temp, 0o700); err != nil {
+		return err
+	}
+	out, err := proc.Output(ctx, proc.Spec{Env: []string{"TMPDIR=" + temp}, Args: []string{
+		filepath.Join(work, "bin", "python3"), "-I", "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+		"--no-input", "--only-binary=pycurl", requirement, curlRequirement,
+	}})
 	if err != nil {
 		if said := strings.TrimSpace(string(out)); said != "" {
 			err = fmt.Errorf("%w; it printed: %s", err, said)
 		}
 		return errs.New("run", "pip", errs.Transient, err).
 			WithNext("Check that this machine reaches its Python package index, then run the same command again.")
+	}
+	if err := errors.Join(os.RemoveAll(temp), os.Chmod(work, 0o755)); err != nil { // everybody may use it
+		return err
 	}
 	// An environment may be renamed as long as it is entered by its interpreter: only its scripts know where they lay.
 	if err := os.Rename(work, folder); err != nil && !isThere(folder) {
