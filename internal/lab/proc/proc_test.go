@@ -83,3 +83,15 @@ func (f first) Write(b []byte) (int, error) {
 	}
 	return len(b), nil
 }
+
+func TestOutputIsOfTheChildThatWasDescribed(t *testing.T) {
+	dir := t.TempDir()
+	out, err := Output(t.Context(), Spec{Args: []string{"sh", "-c", `echo "$WORD"; pwd`}, Env: []string{"WORD=hello"}, Dir: dir})
+	if err != nil || string(out) != "hello\n"+dir+"\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+	out, err = Output(t.Context(), Spec{Args: []string{"sh", "-c", "echo out; echo why >&2; exit 3"}})
+	if err == nil || !strings.Contains(err.Error(), "why") || string(out) != "out\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+}
