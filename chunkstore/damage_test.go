@@ -271,7 +271,7 @@ func TestDamagedKey(t *testing.T) {
 
 // TestVerifyNamesEveryPoint: a chunk that three points share is damaged for all three, and read once.
 func TestVerifyNamesEveryPoint(t *testing.T) {
-	s, dir, _ := realStore(t, Options{})
+	s, dir, _ := realStore(t, Options{Cutter: "fixed-64k"})
 	var points []*Point
 	for i := range 3 {
 		data := slices.Concat(noise(1, 128<<10), noise(uint64(i+10), 64<<10))

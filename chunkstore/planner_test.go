@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
+	"github.com/holdfast-backup/holdfast/chunkstore/cut"
 	"github.com/holdfast-backup/holdfast/chunkstore/manifest"
 )
 
@@ -84,7 +85,20 @@ func next(t *testing.T, rng *rand.Rand, old []byte) *extentSource {
 // parents that are smaller, larger and equal, and compares with the same content stored from nothing: the same bytes
 // read back, and the roots are equal, so that nothing of the parent is left beyond the end or in a hole.
 func TestPlanner(t *testing.T) {
-	s, _, _ := realStore(t, Options{})
+	eachCutter(t, testPlanner)
+}
+
+// eachCutter runs a test with a store for each cutter.
+func eachCutter(t *testing.T, test func(t *testing.T, s *Store)) {
+	for _, name := range cut.Names() {
+		t.Run(name, func(t *testing.T) {
+			s, _, _ := realStore(t, Options{Cutter: name})
+			test(t, s)
+		})
+	}
+}
+
+func testPlanner(t *testing.T, s *Store) {
 	seeds := uint64(14)
 	if raceEnabled || testing.Short() {
 		seeds = 2
@@ -106,7 +120,7 @@ func TestPlanner(t *testing.T) {
 				}
 				got, err := readImage(t.Context(), s.Reader, p, 0)
 				if err != nil || !bytes.Equal(got, src.data) {
-					t.Fatalf("version %d: read back other bytes, %v (repeat: go test ./chunkstore -run 'TestPlanner/seed%d')", version, err, seed)
+					t.Fatalf("version %d: read back other bytes, %v (repeat: go test ./chunkstore -run '%s')", version, err, t.Name())
 				}
 				plain, err := tryBackup(t.Context(), s, "x", lying{&bytesSource{data: src.data}, []Extent{{0, src.Size(), ExtentData}}}, nil)
 				if err != nil {
@@ -144,8 +158,9 @@ func dataIsData(ctx context.Context, r *Reader, p *Point, want []byte) error {
 }
 
 // TestShrinkWithinABlock: what the parent had behind the new end is not kept, though the block it lies in is unchanged.
-func TestShrinkWithinABlock(t *testing.T) {
-	s, _, _ := realStore(t, Options{})
+func TestShrinkWithinABlock(t *testing.T) { eachCutter(t, testShrinkWithinABlock) }
+
+func testShrinkWithinABlock(t *testing.T, s *Store) {
 	data := noise(4, 300<<10)
 	first, err := tryBackup(t.Context(), s, "x", &bytesSource{data: data}, nil)
 	if err != nil {
@@ -168,8 +183,9 @@ func TestShrinkWithinABlock(t *testing.T) {
 }
 
 // TestHoleOverParent: zeros over a parent take its data away, and only that is looked at.
-func TestHoleOverParent(t *testing.T) {
-	s, _, _ := realStore(t, Options{})
+func TestHoleOverParent(t *testing.T) { eachCutter(t, testHoleOverParent) }
+
+func testHoleOverParent(t *testing.T, s *Store) {
 	const size = 3 << 40
 	first, err := tryBackup(t.Context(), s, "x", &sparse{size: size, at: map[int64]byte{0: 1, 7 << 40: 2, size - 4096: 3}}, nil)
 	if err == nil {
@@ -190,7 +206,7 @@ func TestHoleOverParent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Disks[0].Root.Data != cellSize || leaves > 4 {
+	if p.Disks[0].Root.Data != smallest(s) || leaves > 4 {
 		t.Errorf("%d bytes of data are left, %d leaves were looked at", p.Disks[0].Root.Data, leaves)
 	}
 	img, _ := s.Image(p, 0)
@@ -200,6 +216,14 @@ func TestHoleOverParent(t *testing.T) {
 			t.Errorf("at %d: %d, %v", off, b[0], err)
 		}
 	}
+}
+
+// smallest returns the bytes of disk that a single block of data takes in a store.
+func smallest(s *Store) int64 {
+	if s.cutter.Name() == "cdc" {
+		return chunk.Grid
+	}
+	return 64 << 10
 }
 
 // sparseTree is a disk of zeros with a few stretches of ones.

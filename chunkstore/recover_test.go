@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-backup/holdfast/chunkstore/cut"
 	"github.com/holdfast-backup/holdfast/internal/disk"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
@@ -19,7 +20,11 @@ import (
 func realStore(t testing.TB, o Options) (*Store, string, Options) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "store")
-	makeStore(t, disk.OS{}, dir, fixedSuperblock())
+	super := fixedSuperblock()
+	if super.Cutter = o.Cutter; o.Cutter == "" {
+		super.Cutter = cut.Default
+	}
+	makeStore(t, disk.OS{}, dir, super)
 	o.Unlock, o.IndexDir = WithMaster(testKey), filepath.Join(memoryDir(t), "index")
 	return reopen(t, dir, o), dir, o
 }

@@ -29,6 +29,7 @@ type Options struct {
 	IndexDir   string                            // default: "index" in the store. Always on the real disk
 	CacheBytes int64                             // of decoded frames; default 64 MiB
 	PackSize   int64                             // bytes at which a pack is sealed; default 64 MiB
+	Cutter     string                            // of a store that Create makes: a name of package cut; default cut.Default
 	ReadClocks func() (retention.Reading, error) // default retention.Read
 	Logger     *slog.Logger                      // nil: silent
 	// KeyFile, if not nil, is the content of a key file, keys.FileSize bytes, that is to open the store that Create makes.
@@ -51,6 +52,9 @@ func (o *Options) complete(dir string) {
 	if o.ReadClocks == nil {
 		o.ReadClocks = retention.Read
 	}
+	if o.Cutter == "" {
+		o.Cutter = cut.Default
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -67,8 +71,8 @@ type Created struct {
 func Create(ctx context.Context, dir string, passphrase []byte, work int, o Options) (*Created, error) {
 	o.complete(dir)
 	fail := func(err error) (*Created, error) { return nil, errs.Wrap("make store", dir, err) }
-	if len(passphrase) == 0 && o.KeyFile == nil {
-		return fail(errs.Text("wrap key", "", errs.Invalid, "the passphrase is empty"))
+	if err := o.checkNew(passphrase); err != nil {
+		return fail(err)
 	}
 	if err := o.Disk.MkdirAll(dir); err != nil {
 		return fail(err)
@@ -99,7 +103,7 @@ func Create(ctx context.Context, dir string, passphrase []byte, work int, o Opti
 	id := key.ID()
 	s := Superblock{
 		Format: storeFormat, Version: storeVersion, UUID: NewUUID(), Created: time.Now().UTC().Truncate(time.Second),
-		KeyID: hex.EncodeToString(id[:]), Digest: digestHMAC, Cutter: cut.Fixed64K.Name(), Compression: "zstd",
+		KeyID: hex.EncodeToString(id[:]), Digest: digestHMAC, Cutter: o.Cutter, Compression: "zstd",
 	}
 	raw, err := s.encode(key)
 	if err != nil {
@@ -123,6 +127,18 @@ func Create(ctx context.Context, dir string, passphrase []byte, work int, o Opti
 		return fail(err)
 	}
 	return &Created{s, kit}, nil
+}
+
+// checkNew looks at what a new store is to be.
+func (o *Options) checkNew(passphrase []byte) error {
+	if len(passphrase) == 0 && o.KeyFile == nil {
+		return errs.Text("wrap key", "", errs.Invalid, "the passphrase is empty")
+	}
+	if _, err := cut.ByName(o.Cutter); err != nil {
+		return errs.Text("choose cutter", o.Cutter, errs.Invalid, "there is none of that name").
+			WithNext("There are: " + strings.Join(cut.Names(), ", ") + ".")
+	}
+	return nil
 }
 
 // writeFirstKeys writes the wrapped keys of a new store, and takes away those of a Create that was cut short.

@@ -10,7 +10,7 @@ import (
 
 func pieces(c Cutter, off, n int64) []int {
 	var out []int
-	c.Cut(off, make([]byte, n), func(n int) { out = append(out, n) })
+	Cut(c, off, make([]byte, n), func(n int) { out = append(out, n) })
 	return out
 }
 
