@@ -71,6 +71,7 @@ var confined = []confinement{
 	{module: "github.com/spf13/cobra", dirs: []string{"appliance/cli"}, trees: []string{"cmd", "internal/lab"}},
 	{module: "github.com/spf13/pflag", dirs: []string{"appliance/cli"}, trees: []string{"cmd", "internal/lab"}},
 	{module: "filippo.io/age", dirs: []string{"chunkstore/keys"}},
+	{module: "github.com/zeebo/xxh3", dirs: []string{"chunkstore/cut"}},
 	{module: "github.com/danielgtaylor/huma", dirs: []string{"appliance/api"}},
 }
 
