@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
@@ -23,6 +24,7 @@ type Session struct {
 	data   *packer
 	meta   *packer
 	stats  Stats
+	asked  atomic.Int64 // look-ups in the index
 	mu     sync.Mutex
 	fresh  map[chunk.ID]chunk.Place // written by this session and not yet in the index
 	batch  []index.Entry            // the same, of the open pack, in order
@@ -30,12 +32,13 @@ type Session struct {
 	broken error // why a disk could not be stored
 }
 
-// Stats counts what a session did, in bytes.
+// Stats counts what a session did.
 type Stats struct {
 	NewBytes    int64 // of chunks the store had not seen before, uncompressed
 	KnownBytes  int64 // of chunks that were compared or looked up and found
 	StoredBytes int64 // added to the store: packs and the point's record
 	NewChunks   int64
+	LookUps     int64 // in the index: for chunks that neither the parent has in their place nor this session has written
 }
 
 // Begin starts a point. labels and config are kept with it as they are.
@@ -52,6 +55,7 @@ func (s *Store) Begin(when time.Time, labels map[string]string, config []byte) *
 // Stats returns what was counted so far.
 func (x *Session) Stats() Stats {
 	st := x.stats
+	st.LookUps = x.asked.Load()
 	st.StoredBytes += x.data.bytes + x.meta.bytes
 	return st
 }
@@ -76,6 +80,7 @@ func (x *Session) known(ctx context.Context, id chunk.ID) (chunk.Place, bool) {
 	if ok {
 		return p, true
 	}
+	x.asked.Add(1)
 	p, ok, err := x.s.index.Get(id)
 	if err != nil {
 		x.s.log.Warn("index read failed, storing the chunk once more", "err", err)
