@@ -5,11 +5,14 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
 	"github.com/holdfast-backup/holdfast/chunkstore/manifest"
+	"github.com/holdfast-backup/holdfast/internal/disk"
+	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
 // changes is a disk of which only some blocks have changed, and no others can be read.
@@ -215,5 +218,25 @@ func testParentIsAskedFirst(t *testing.T, s *Store) {
 	_, orphan := backup(t, s, &bytesSource{data: data}, nil)
 	if orphan.LookUps < first.LookUps-80 || orphan.NewBytes != 0 {
 		t.Errorf("without a parent: %d look-ups, %d bytes new", orphan.LookUps, orphan.NewBytes)
+	}
+}
+
+// TestUnknownCutter: a store that a later version cuts in its own way can be read, but not written.
+func TestUnknownCutter(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "store")
+	super := fixedSuperblock()
+	super.Cutter = "from-the-future"
+	makeStore(t, disk.OS{}, dir, super)
+	o := Options{Unlock: WithMaster(testKey), IndexDir: filepath.Join(memoryDir(t), "index")}
+	r, err := OpenReader(t.Context(), dir, o)
+	if err != nil {
+		t.Fatal("reading:", err)
+	}
+	_ = r.Close()
+	if _, err := Open(t.Context(), dir, o); !errs.Is(err, errs.Unsupported) || errs.NextStep(err) == "" {
+		t.Error("writing:", err)
+	}
+	if _, err := Create(t.Context(), filepath.Join(dir, "..", "new"), passphrase, testWork, Options{Cutter: "from-the-future"}); !errs.Is(err, errs.Invalid) {
+		t.Error("making:", err)
 	}
 }

@@ -29,7 +29,7 @@ type Options struct {
 	IndexDir   string                            // default: "index" in the store. Always on the real disk
 	CacheBytes int64                             // of decoded frames; default 64 MiB
 	PackSize   int64                             // bytes at which a pack is sealed; default 64 MiB
-	Cutter     string                            // of a store that Create makes: a name of package cut; default cut.Default
+	Cutter     string                            // of a store that Create makes: one of Cutters; default the first
 	ReadClocks func() (retention.Reading, error) // default retention.Read
 	Logger     *slog.Logger                      // nil: silent
 	// KeyFile, if not nil, is the content of a key file, keys.FileSize bytes, that is to open the store that Create makes.
@@ -128,6 +128,9 @@ func Create(ctx context.Context, dir string, passphrase []byte, work int, o Opti
 	}
 	return &Created{s, kit}, nil
 }
+
+// Cutters lists the ways in which a store can cut disks, by the names that Options.Cutter takes, the default first.
+func Cutters() []string { return cut.Names() }
 
 // checkNew looks at what a new store is to be.
 func (o *Options) checkNew(passphrase []byte) error {

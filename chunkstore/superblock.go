@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/backend"
-	"github.com/holdfast-backup/holdfast/chunkstore/cut"
 	"github.com/holdfast-backup/holdfast/chunkstore/keys"
 	"github.com/holdfast-backup/holdfast/chunkstore/pack"
 	"github.com/holdfast-backup/holdfast/internal/errs"
@@ -29,7 +28,7 @@ type Superblock struct {
 	Created     time.Time `json:"created"`
 	KeyID       string    `json:"key_id"`      // 16 hexadecimal digits; tells a wrong key from a damaged store
 	Digest      string    `json:"digest"`      // how new chunks are named: "hmac-sha256"
-	Cutter      string    `json:"cutter"`      // how new disks are cut: "fixed-64k"
+	Cutter      string    `json:"cutter"`      // how disks are cut: a name of package cut
 	Compression string    `json:"compression"` // of new chunks: "zstd", "s2" or "none"
 	MAC         string    `json:"mac"`         // HMAC-SHA-256 of this object with an empty mac, under the sign key
 }
@@ -129,9 +128,6 @@ func readSuperblock(ctx context.Context, b backend.Backend, dir string) (Superbl
 		return s, errs.Text("open store", dir, errs.Unsupported,
 			fmt.Sprintf("digest %q with compression %q", s.Digest, s.Compression)).
 			WithNext("It was made by a newer Holdfast: use that one.")
-	}
-	if _, err := cut.ByName(s.Cutter); err != nil {
-		return s, errs.Wrap("open store", dir, err)
 	}
 	return s, nil
 }

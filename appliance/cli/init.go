@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -20,20 +21,28 @@ import (
 )
 
 func (a *app) initCommand() *cobra.Command {
-	var kit string
+	var kit, cutter string
 	c := &cobra.Command{
 		Use: "init DIR", Short: "Make a store", Args: exactly(1, "the folder of the new store"),
 		Long: "Make a store in DIR, which must be empty or not exist, and write its recovery kit to a file beside it.\n" +
 			"The kit opens the store without the passphrase: print it, or keep it on another machine.\n" +
 			"With --key-file F the store is opened by that file, which is made if it does not exist; with --passphrase-file\n" +
-			"as well, either opens it. The key file must not lie in the store.",
-		RunE: func(c *cobra.Command, args []string) error { return a.init(c.Context(), args[0], kit) },
+			"as well, either opens it. The key file must not lie in the store.\n" +
+			"How disks are cut is decided for the life of the store: by content (cdc), which finds what is equal wherever it\n" +
+			"lies, or at every 64 KiB (fixed-64k).",
+		RunE: func(c *cobra.Command, args []string) error {
+			if !slices.Contains(chunkstore.Cutters(), cutter) {
+				return usage(c.CommandPath(), fmt.Sprintf("--cutter %s: there are %s", cutter, strings.Join(chunkstore.Cutters(), " and ")))
+			}
+			return a.init(c.Context(), args[0], kit, cutter)
+		},
 	}
+	c.Flags().StringVar(&cutter, "cutter", chunkstore.Cutters()[0], "how disks are cut: "+strings.Join(chunkstore.Cutters(), " or "))
 	c.Flags().StringVar(&kit, "kit", "", "file to write the recovery kit to (default DIR.kit)")
 	return c
 }
 
-func (a *app) init(ctx context.Context, dir, kit string) error {
+func (a *app) init(ctx context.Context, dir, kit, cutter string) error {
 	dir = filepath.Clean(dir)
 	if kit == "" {
 		kit = dir + ".kit"
@@ -59,7 +68,7 @@ func (a *app) init(ctx context.Context, dir, kit string) error {
 		return err
 	}
 	made, err := chunkstore.Create(ctx, dir, pass, keys.Work, chunkstore.Options{
-		Logger: a.logger(), KeyFile: file,
+		Logger: a.logger(), KeyFile: file, Cutter: cutter,
 		KeepKit: func(text []byte) error { return errs.Wrap("write recovery kit", kit, writeKit(part, text)) },
 	})
 	if err != nil {

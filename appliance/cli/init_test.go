@@ -54,6 +54,32 @@ func TestInit(t *testing.T) {
 	}
 }
 
+// TestInitChoosesTheCutter: by content unless told otherwise, for the life of the store.
+func TestInitChoosesTheCutter(t *testing.T) {
+	b := boxAt(t, t.TempDir())
+	for flag, want := range map[string]string{"": "cdc", "--cutter=cdc": "cdc", "--cutter=fixed-64k": "fixed-64k"} {
+		dir := b.path("store" + want + flag)
+		args := []string{"init", dir}
+		if flag != "" {
+			args = append(args, flag)
+		}
+		b.ok(args...)
+		var st statusJSON
+		if b.json(&st, "store", "status", "--store", dir); st.Cutter != want {
+			t.Errorf("%q: the store is cut by %s, want %s", flag, st.Cutter, want)
+		}
+	}
+	res := b.run("init", b.path("none"), "--cutter", "rabin", "--key-file", b.path("key"))
+	if res.code != 2 || !strings.Contains(res.err, "cdc and fixed-64k") {
+		t.Errorf("an unknown cutter: exit code %d, %q", res.code, res.err)
+	}
+	for _, name := range []string{"none", "key"} {
+		if _, err := os.Lstat(b.path(name)); !os.IsNotExist(err) {
+			t.Errorf("it left %s", name)
+		}
+	}
+}
+
 func TestInitRefuses(t *testing.T) {
 	b := newBox(t)
 	if err := os.MkdirAll(b.path("full/sub"), 0o700); err != nil {
