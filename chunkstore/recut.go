@@ -259,7 +259,11 @@ func (in *ingest) readOld(ctx context.Context, part []byte, off int64) error {
 	if err == nil || err == io.EOF {
 		err = errs.Text("read image", "", errs.Bug, fmt.Sprintf("it ended after %d of %d bytes", n, len(part)))
 	}
-	return errs.Wrap("read the parent point", fmt.Sprintf("at byte %d", off), err)
+	e := errs.New("read the parent point", fmt.Sprintf("at byte %d", off), errs.KindOf(err), err)
+	if e.Kind == errs.Corrupt {
+		e.Next = "`holdfast store verify` shows what is damaged. A full backup of the disk does not read the parent."
+	}
+	return e
 }
 
 // piece names one chunk's content and compresses it if nobody has seen it before.

@@ -5,12 +5,14 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
 	"github.com/holdfast-backup/holdfast/chunkstore/manifest"
+	"github.com/holdfast-backup/holdfast/chunkstore/pack"
 	"github.com/holdfast-backup/holdfast/internal/disk"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
@@ -238,5 +240,36 @@ func TestUnknownCutter(t *testing.T) {
 	}
 	if _, err := Create(t.Context(), filepath.Join(dir, "..", "new"), passphrase, testWork, Options{Cutter: "from-the-future"}); !errs.Is(err, errs.Invalid) {
 		t.Error("making:", err)
+	}
+}
+
+// TestRecutOverDamage: a change in a chunk whose unchanged part cannot be read fails as damage of the parent, and does
+// not ask the source for what it does not know to be readable; all of the disk read anew is stored without the parent.
+func TestRecutOverDamage(t *testing.T) {
+	s, dir, o := realStore(t, Options{CacheBytes: 1})
+	src := &changes{data: noise(1, 2<<20), dirty: map[int64]bool{}}
+	parent, err := tryBackup(t.Context(), s, "x", &bytesSource{data: src.data}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(dir, packName(pack.Data, 1))
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[64+64+500]++ // in the first chunk's first frame
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = reopen(t, dir, o)
+	src.write(2*chunk.Grid, noise(2, chunk.Grid))
+	if _, err := tryBackup(t.Context(), s, "x", src, &Parent{parent, parent.Disks[0]}); !errs.Is(err, errs.Corrupt) || errs.NextStep(err) == "" {
+		t.Errorf("over a damaged chunk: %v", err)
+	}
+	if _, err := tryBackup(t.Context(), s, "x", &bytesSource{data: src.data}, &Parent{parent, parent.Disks[0]}); err != nil {
+		t.Errorf("all of it: %v", err)
 	}
 }
