@@ -19,7 +19,12 @@ import (
 // realStore makes a store with testKey on the real disk and opens it.
 func realStore(t testing.TB, o Options) (*Store, string, Options) {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "store")
+	return realStoreIn(t, t.TempDir(), o)
+}
+
+func realStoreIn(t testing.TB, parent string, o Options) (*Store, string, Options) {
+	t.Helper()
+	dir := filepath.Join(parent, "store")
 	super := fixedSuperblock()
 	if super.Cutter = o.Cutter; o.Cutter == "" {
 		super.Cutter = cut.Default
