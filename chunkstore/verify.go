@@ -20,7 +20,7 @@ type Verified struct {
 }
 
 // Fault is one thing that is not as it was stored, and one range of a disk that it hits. What hits several ranges is
-// several faults.
+// several faults. The range is that of a whole chunk or page: of a chunk of several frames some may still be readable.
 type Fault struct {
 	Point PointID // "": no point is hit
 	Disk  int
