@@ -13,6 +13,11 @@ type content struct {
 
 func (c *content) clone() content { return content{size: c.size, pages: maps.Clone(c.pages)} }
 
+// occupied is what crashInfo tells as Sys.
+type occupied int64
+
+func (c *content) occupied() int64 { return int64(len(c.pages)) * pageSize }
+
 // read copies from off on and returns how many bytes lie before the end of the file.
 func (c *content) read(p []byte, off int64) int {
 	if off >= c.size {

@@ -271,7 +271,7 @@ func (c *Crash) ReadDir(name string) ([]fs.DirEntry, error) {
 	}
 	var list []fs.DirEntry
 	for base, e := range n.entries {
-		list = append(list, fs.FileInfoToDirEntry(crashInfo{base, e.isDir(), e.live.size}))
+		list = append(list, fs.FileInfoToDirEntry(crashInfo{base, e.isDir(), e.live.size, e.live.occupied()}))
 	}
 	slices.SortFunc(list, func(a, b fs.DirEntry) int { return cmp.Compare(a.Name(), b.Name()) })
 	return list, nil
@@ -282,13 +282,14 @@ type crashInfo struct {
 	name string
 	dir  bool
 	size int64
+	used int64
 }
 
 func (i crashInfo) Name() string       { return i.name }
 func (i crashInfo) Size() int64        { return i.size }
 func (i crashInfo) ModTime() time.Time { return time.Time{} }
 func (i crashInfo) IsDir() bool        { return i.dir }
-func (i crashInfo) Sys() any           { return nil }
+func (i crashInfo) Sys() any           { return occupied(i.used) }
 func (i crashInfo) Mode() fs.FileMode {
 	if i.dir {
 		return fs.ModeDir | 0o700
@@ -389,6 +390,16 @@ func (f *crashFile) Size() (int64, error) {
 		return 0, err
 	}
 	return f.node.live.size, nil
+}
+
+// Occupied implements Occupier. A file of a Crash disk has one name, or none any more.
+func (f *crashFile) Occupied() (int64, int, error) {
+	f.disk.mu.Lock()
+	defer f.disk.mu.Unlock()
+	if err := f.check("stat", false, 0); err != nil {
+		return 0, 0, err
+	}
+	return f.node.live.occupied(), 1, nil
 }
 
 // Close implements io.Closer. It syncs nothing.

@@ -20,6 +20,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"syscall"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
@@ -43,6 +44,12 @@ type Sizer interface {
 type Puncher interface {
 	// Punch frees [off, off+n). A range may extend past the end; the size does not change.
 	Punch(off, n int64) error
+}
+
+// Occupier is implemented by files that know what they take on their disk. Use Occupied.
+type Occupier interface {
+	// Occupied returns the bytes that the file takes, holes left out, and how many names it has.
+	Occupied() (n int64, links int, err error)
 }
 
 // Disk is a file system as far as Holdfast uses one. It has more than five methods: docs/adr/0001 says why.
@@ -71,6 +78,25 @@ func Size(f File) (int64, error) {
 		return s.Size()
 	}
 	return 0, errs.Text("size of file", "", errs.Bug, "the file does not implement disk.Sizer")
+}
+
+// Occupied returns the bytes that an open file takes on its disk, and how many names it has.
+func Occupied(f File) (n int64, links int, err error) {
+	if o, ok := f.(Occupier); ok {
+		return o.Occupied()
+	}
+	return 0, 0, errs.Text("measure file", "", errs.Bug, "the file does not implement disk.Occupier")
+}
+
+// OccupiedBy returns the bytes that a file in a list takes on its disk, or its size where the disk does not say.
+func OccupiedBy(i fs.FileInfo) int64 {
+	switch st := i.Sys().(type) {
+	case *syscall.Stat_t:
+		return st.Blocks * 512
+	case occupied:
+		return int64(st)
+	}
+	return i.Size()
 }
 
 // ReadFile returns a whole file, refusing one that is larger than limit bytes.

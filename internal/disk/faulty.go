@@ -170,6 +170,14 @@ func (f *faultyFile) Size() (int64, error) {
 	return Size(f.File)
 }
 
+// Occupied implements Occupier.
+func (f *faultyFile) Occupied() (int64, int, error) {
+	if err := f.disk.step(); err != nil {
+		return 0, 0, err
+	}
+	return Occupied(f.File)
+}
+
 // Punch implements Puncher. All disks here have files that can.
 func (f *faultyFile) Punch(off, n int64) error {
 	if err := f.disk.step(); err != nil {

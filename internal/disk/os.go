@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -102,4 +103,17 @@ func (f *osFile) Size() (int64, error) {
 func (f *osFile) Punch(off, n int64) error {
 	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	return os.NewSyscallError("fallocate", err)
+}
+
+// Occupied implements Occupier.
+func (f *osFile) Occupied() (int64, int, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return 0, 0, err
+	}
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	if !ok {
+		return st.Size(), 1, nil
+	}
+	return sys.Blocks * 512, int(sys.Nlink), nil
 }

@@ -23,7 +23,7 @@ func Run(t *testing.T, open func(t *testing.T) (d disk.Disk, dir string)) {
 		test func(t *testing.T, d disk.Disk, dir string)
 	}{
 		{"names", testNames}, {"name errors", testNameErrors}, {"content", testContent}, {"size", testSize},
-		{"sparse", testSparse}, {"punch", testPunch}, {"handles", testHandles}, {"rename", testRename},
+		{"sparse", testSparse}, {"punch", testPunch}, {"occupied", testOccupied}, {"handles", testHandles}, {"rename", testRename},
 		{"mkdir", testMkdir}, {"publish", testPublish},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -240,6 +240,36 @@ func testPunch(t *testing.T, d disk.Disk, dir string) {
 	if p.Punch(0, 0) == nil || p.Punch(-1, 1) == nil {
 		t.Error("a senseless range was accepted")
 	}
+}
+
+// testOccupied: what a file takes goes down with what is given back, in the file's own words and in those of its folder.
+func testOccupied(t *testing.T, d disk.Disk, dir string) {
+	const block = 4096
+	f, err := d.Create(path.Join(dir, "f"))
+	must(t, err)
+	defer f.Close()
+	_, err = f.WriteAt(bytes.Repeat([]byte{0xee}, 64*block), 0)
+	must(t, err)
+	check := func(when string, least, most int64) {
+		t.Helper()
+		must(t, f.Sync())
+		n, links, err := disk.Occupied(f)
+		if err != nil || links != 1 || n < least || n > most {
+			t.Errorf("%s the file takes %d bytes and has %d names, %v; want %d to %d", when, n, links, err, least, most)
+		}
+		list, err := d.ReadDir(dir)
+		must(t, err)
+		info, err := list[0].Info()
+		must(t, err)
+		if got := disk.OccupiedBy(info); got != n {
+			t.Errorf("%s its folder says %d bytes, the file %d", when, got, n)
+		}
+	}
+	check("whole", 64*block, 66*block)
+	must(t, f.(disk.Puncher).Punch(10*block+1, 50*block))
+	check("punched", 14*block, 17*block)
+	must(t, f.Truncate(0))
+	check("emptied", 0, block)
 }
 
 func testHandles(t *testing.T, d disk.Disk, dir string) {
