@@ -16,9 +16,10 @@ import (
 
 // Info describes an object.
 type Info struct {
-	Name   string
-	Size   int64 // bytes
-	Sealed bool
+	Name     string
+	Size     int64 // bytes
+	Occupied int64 // bytes it takes where it lies: less than Size once space of it was given back
+	Sealed   bool
 }
 
 // Object is an open object. ReadAt is as io.ReaderAt and may be called concurrently.
@@ -71,4 +72,19 @@ type Replacer interface {
 type Sweeper interface {
 	// Sweep takes that away below a folder. Only the one writer may call it, while no Put runs.
 	Sweep(ctx context.Context, folder string) error
+}
+
+// Range is a stretch of an object in bytes.
+type Range struct{ Off, Len int64 }
+
+// Reclaimer is implemented by backends that can give back space of a sealed object without making it anew.
+type Reclaimer interface {
+	// CanPunch fails with errs.Unsupported if Punch would not free space of the object, or would change what is not ours.
+	CanPunch(ctx context.Context, name string) error
+	// Punch gives back ranges of a sealed object, durably, and returns how many bytes it takes less. The ranges read as
+	// zeros from then on; the size stays. After an error any part of them may have been given back.
+	Punch(ctx context.Context, name string, ranges []Range) (freed int64, err error)
+	// Discard is Remove for a sealed object that others may have open: its space is free at once, and they can read no
+	// more of it. It returns how many bytes that was.
+	Discard(ctx context.Context, name string) (freed int64, err error)
 }

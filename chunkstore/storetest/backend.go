@@ -1,7 +1,7 @@
 // Package storetest holds the conformance suites of the chunk store's interfaces. A new backend is tested in three
 // lines: a test that calls TestBackend with a function that makes an empty one.
 //
-// The suite uses only the interface, and Resumer and Replacer where the backend has them. It knows nothing of power
+// The suite uses only the interface, and Resumer, Replacer and Reclaimer where the backend has them. It knows nothing of power
 // cuts: those are the business of a backend's own tests, for each has its own way to lose what was not synced.
 package storetest
 
@@ -31,6 +31,7 @@ func TestBackend(t *testing.T, empty func(t *testing.T) backend.Backend) {
 		{"NeverOverwritten", testNeverOverwritten}, {"NotFound", testNotFound}, {"Names", testNames}, {"List", testList},
 		{"Remove", testRemove}, {"ReadAt", testReadAt}, {"OpenOutlivesSeal", testOpenOutlivesSeal},
 		{"Concurrent", testConcurrent}, {"Canceled", testCanceled}, {"Resume", testResume}, {"Replace", testReplace},
+		{"Reclaim", testReclaim},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.test(t, &subject{t, empty(t)}) })
 	}

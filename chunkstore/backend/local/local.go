@@ -12,7 +12,8 @@
 //  3. After the first error an Appender does nothing any more: the state of data that a failed sync should have
 //     covered is unknown for ever.
 //  4. Files that are not of our making (names we would not give) are neither listed nor touched.
-//  5. The cost of List follows the prefix: folders beside it are not read.
+//  5. Space of a file that has other names as well is not given back: they belong to somebody else's copy.
+//  6. The cost of List follows the prefix: folders beside it are not read.
 //
 // A Local may be used by many goroutines, one name by one writer. It is held to the suite in chunkstore/storetest on
 // the real disk, and to invariants 1 and 3 by a disk that fails every n-th operation and one that crashes at every
@@ -45,10 +46,11 @@ type Local struct {
 }
 
 var (
-	_ backend.Backend  = (*Local)(nil)
-	_ backend.Resumer  = (*Local)(nil)
-	_ backend.Replacer = (*Local)(nil)
-	_ backend.Sweeper  = (*Local)(nil)
+	_ backend.Backend   = (*Local)(nil)
+	_ backend.Resumer   = (*Local)(nil)
+	_ backend.Replacer  = (*Local)(nil)
+	_ backend.Sweeper   = (*Local)(nil)
+	_ backend.Reclaimer = (*Local)(nil)
 )
 
 // New returns the backend in the folder root of d. The folder is made by the first write that needs it.
@@ -256,7 +258,7 @@ func (l *Local) list(ctx context.Context, folder, begin string, out *[]backend.I
 		if err != nil {
 			return err
 		}
-		*out = append(*out, backend.Info{Name: name, Size: st.Size(), Sealed: !isOpen})
+		*out = append(*out, backend.Info{Name: name, Size: st.Size(), Occupied: disk.OccupiedBy(st), Sealed: !isOpen})
 	}
 	return nil
 }
