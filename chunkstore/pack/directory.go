@@ -11,20 +11,24 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
-// Directory returns the chunks of a sealed pack in the order they lie in it. With a key the directory is authenticated;
+// Directory returns the chunks of a sealed pack in the order they lie in it: those that are left, once space of it was
+// given back. With a key the directory is authenticated;
 // that of a pack which was recovered without a key is compared with the frames, which reads the whole pack, and only
 // what is there is returned. Without a key only checksums are looked at.
 func (r *Reader) Directory() ([]DirEntry, error) {
 	const op = "read directory of pack"
 	t, _, entries, err := r.directory(op)
-	if err != nil || r.aead == nil || t.flags&flagUnsigned == 0 {
+	if err != nil || t.rest || r.aead == nil || t.flags&flagUnsigned == 0 {
 		return entries, err
 	}
 	return r.confirm(op, entries)
 }
 
-// directory reads and checks trailer and directory.
+// directory reads and checks the rest, or trailer and directory.
 func (r *Reader) directory(op string) (trailer, [trailerSize]byte, []DirEntry, error) {
+	if left, found, err := r.rest(op); found || err != nil {
+		return trailer{rest: err == nil}, [trailerSize]byte{}, left, err
+	}
 	t, b, err := r.trailer(op)
 	if err != nil {
 		return trailer{}, b, nil, err
@@ -116,12 +120,16 @@ func (r *Reader) authentic(s *scratch, g *group, p chunk.Place) bool {
 }
 
 // VerifyFile hashes the whole file and compares it with the trailer: a quick scrub, at the speed of SHA-256. It says
-// that the pack is as it was sealed, not which chunk is damaged. A pack whose space was given back in part fails.
+// that the pack is as it was sealed, not which chunk is damaged. Where space was given back there is no such sum, and
+// the tags of what is left are looked at, which needs a key.
 func (r *Reader) VerifyFile() error {
 	const op = "verify pack"
-	t, _, _, err := r.directory(op)
+	t, _, left, err := r.directory(op)
 	if err != nil {
 		return err
+	}
+	if t.rest {
+		return r.verifyRest(op, left)
 	}
 	piece := pieces.Get().(*[]byte)
 	defer pieces.Put(piece)

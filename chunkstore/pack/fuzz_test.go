@@ -108,6 +108,37 @@ func FuzzDirectory(f *testing.F) {
 	})
 }
 
+// FuzzRest: what is read as a rest is what would be written, but for the signature, and lies within the pack.
+func FuzzRest(f *testing.F) {
+	obj, _ := build(f, None, testOpts, content(1, 50, 8), content(2, 200, 2))
+	r := mustOpen(f, obj, testRead)
+	all, err := r.Directory()
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, left := range [][]DirEntry{nil, all[1:], all} {
+		b, err := r.EncodeRest(left)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	keyless := mustOpen(f, obj, ReaderOptions{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if b = bytes.Clone(b); len(b) >= restHeader {
+			sealCRC(b[:restHeader])
+		}
+		left, err := keyless.decodeRest(b)
+		if err != nil {
+			return
+		}
+		out, err := r.EncodeRest(left)
+		if err != nil || !bytes.Equal(out[:restSigned], b[:restSigned]) || !bytes.Equal(out[restHeader:], b[restHeader:]) {
+			t.Errorf("%x became %x, %v", b, out, err)
+		}
+	})
+}
+
 // FuzzPack reads whatever it is given as a pack, with the key: no panic, every error has a kind, and nothing decodes
 // that was not written.
 func FuzzPack(f *testing.F) {

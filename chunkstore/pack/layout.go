@@ -244,6 +244,7 @@ type trailer struct {
 	stored    uint64   // bytes of all groups, without padding
 	sum       [32]byte // SHA-256 of everything before the trailer
 	mac       [32]byte // HMAC-SHA-256 with the sign key of everything in the trailer before it and of the directory
+	rest      bool     // not in the file: a rest was found, which replaces trailer and directory; nothing else is set
 }
 
 // The flags of a trailer. Bits never change.

@@ -15,7 +15,9 @@
 //  4. What is damaged is found and called errs.Corrupt. A place that holds another chunk is errs.Stale: a hint that is
 //     old, not damage.
 //  5. Group headers are self-delimiting and can be found again behind damage without a key.
-//  6. Memory is bounded whatever the file says: nothing is allocated by a length that was not checked.
+//  6. Space is only given back (holes in the file) of chunks that no directory names any more: a rest, a new directory
+//     beside the pack, is durable before. What is left is neither moved nor written again.
+//  7. Memory is bounded whatever the file says: nothing is allocated by a length that was not checked.
 //
 // The bytes are described in docs/format/pack.md. A Writer belongs to one goroutine; Compress may run in many. A Reader
 // may be used by many. Tested by golden vectors in testdata, by a flip of every byte and a cut at every length of a

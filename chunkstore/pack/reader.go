@@ -19,15 +19,19 @@ type ReaderOptions struct {
 	Master    *keys.Master // nil: headers and the directory can be read, no chunk
 	StoreUUID [16]byte     // zero: of any store
 	Name      string       // of the object, for errors
+	// Rest returns the pack's rest, errs.NotFound if it has none; it is asked anew for each look at the directory. nil:
+	// the pack has none.
+	Rest func() ([]byte, error)
 }
 
 // Reader reads a pack. It may be used by many goroutines at once.
 type Reader struct {
-	obj     backend.Object
-	name    string
-	header  Header
-	aead    cipher.AEAD // nil without a key
-	signKey [32]byte
+	obj      backend.Object
+	name     string
+	header   Header
+	aead     cipher.AEAD // nil without a key
+	signKey  [32]byte
+	loadRest func() ([]byte, error)
 }
 
 // Open checks the header of a pack and returns a Reader that owns obj; after an error obj stays the caller's.
@@ -53,7 +57,7 @@ func Open(obj backend.Object, o ReaderOptions) (*Reader, error) {
 		return nil, errs.Text(op, o.Name, errs.Invalid, "the pack belongs to another store").WithNext(
 			"Move the file out of the store's folder.")
 	}
-	r := &Reader{obj: obj, name: o.Name, header: h}
+	r := &Reader{obj: obj, name: o.Name, header: h, loadRest: o.Rest}
 	if o.Master != nil {
 		if h.KeyID != o.Master.ID() {
 			return nil, errs.Text(op, o.Name, errs.Denied, "the pack is sealed under another master key").WithNext(

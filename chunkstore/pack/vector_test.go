@@ -137,7 +137,7 @@ func TestFormatPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`48 46 50 8a`, `43 48 4b 9b`, `44 49 52 ac`, `45 4e 44 bd`, "64 bytes", "112 bytes", "44 bytes"} {
+	for _, want := range []string{`48 46 50 8a`, `43 48 4b 9b`, `44 49 52 ac`, `45 4e 44 bd`, `52 53 54 ce`, "64 bytes", "112 bytes", "44 bytes"} {
 		if !strings.Contains(string(page), want) {
 			t.Errorf("docs/format/pack.md does not mention %q", want)
 		}

@@ -29,13 +29,14 @@ func (r *Reader) Walk(found func(DirEntry) error, damaged func(Damage) error) er
 // Scrub decodes every chunk of a sealed pack and hands it to visit, whose plain is valid until visit returns; the
 // caller re-hashes it. For a chunk that is damaged err is errs.Corrupt and plain is nil. A damaged range in which the
 // directory knows of chunks is visited once for each of them; one where nothing is known, with a zero digest. An error
-// of visit stops the pass and is returned as it is; a damaged directory is returned at the end.
+// of visit stops the pass and is returned as it is; a damaged directory is returned at the end. Of a pack with a rest
+// only what is left is visited: of other groups there may be anything, or nothing.
 func (r *Reader) Scrub(visit func(e DirEntry, plain []byte, err error) error) error {
 	const op = "scrub pack"
 	if r.aead == nil {
 		return errs.Text(op, r.name, errs.Denied, "no key was given")
 	}
-	_, _, entries, dirErr := r.directory(op)
+	t, _, entries, dirErr := r.directory(op)
 	if dirErr != nil && !errs.Is(dirErr, errs.Corrupt) {
 		return dirErr
 	}
@@ -45,6 +46,9 @@ func (r *Reader) Scrub(visit func(e DirEntry, plain []byte, err error) error) er
 	defer scratches.Put(s)
 	plain := make([]byte, 0, chunk.MaxSize)
 	found := func(e DirEntry, g *group) error {
+		if t.rest && !listed(entries, e.Place) {
+			return nil
+		}
 		b, err := w.at(e.Place.ByteOffset(), int(e.Place.Stored))
 		if err != nil {
 			return errs.Wrap(op, r.name, err)
@@ -61,6 +65,9 @@ func (r *Reader) Scrub(visit func(e DirEntry, plain []byte, err error) error) er
 	damaged := func(d Damage) error {
 		err := corrupt(op, r.name, fmt.Sprintf("no chunk can be found in the %d bytes from %d on", d.Len, d.Off))
 		lost := within(entries, d)
+		if len(lost) == 0 && t.rest {
+			return nil
+		}
 		if len(lost) == 0 {
 			lost = []DirEntry{{Place: chunk.Place{Pack: r.header.Number, Offset: uint32(d.Off / chunk.PlaceUnit)}}}
 		}
@@ -79,10 +86,14 @@ func (r *Reader) Scrub(visit func(e DirEntry, plain []byte, err error) error) er
 
 // within returns the entries that begin in a damaged range.
 func within(entries []DirEntry, d Damage) []DirEntry {
-	byOffset := func(e DirEntry, off int64) int { return int(e.Place.ByteOffset() - off) }
-	from, _ := slices.BinarySearchFunc(entries, d.Off, byOffset)
-	to, _ := slices.BinarySearchFunc(entries, d.Off+d.Len, byOffset)
+	from, _ := search(entries, d.Off)
+	to, _ := search(entries, d.Off+d.Len)
 	return slices.Clone(entries[from:to])
+}
+
+// search finds the first entry that begins at off, in bytes, or behind it, and tells whether it begins there.
+func search(entries []DirEntry, off int64) (int, bool) {
+	return slices.BinarySearchFunc(entries, off, func(e DirEntry, off int64) int { return int(e.Place.ByteOffset() - off) })
 }
 
 // walk calls found for each group from start on and damaged for each range between them that is no group. It stops at
