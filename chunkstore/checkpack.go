@@ -1,6 +1,7 @@
 package chunkstore
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 
@@ -19,9 +20,30 @@ type packReport struct {
 	faults []error        // what is wrong with the pack itself, or lies where no chunk is known
 }
 
-// checkPack reads a sealed pack from front to back: every chunk is decoded and named again, or, if quick, has its header
-// looked at; then the bytes are looked at that belong to no chunk. The error is that of ctx.
+// checkPack looks at a sealed pack. If it finds anything while a collection gives back space of the pack, it looks once
+// more: what the directory named before may have been given back meanwhile. The error is that of ctx.
 func (r *Reader) checkPack(ctx context.Context, key packKey, quick bool) (packReport, error) {
+	for {
+		before, berr := r.readRest(ctx, key)
+		rep, err := r.checkPackOnce(ctx, key, quick)
+		if err != nil || len(rep.bad)+len(rep.faults) == 0 {
+			return rep, err
+		}
+		after, aerr := r.readRest(ctx, key)
+		if berr != nil == (aerr != nil) && bytes.Equal(before, after) {
+			return rep, ctx.Err()
+		}
+	}
+}
+
+// readRest reads the rest of a pack. errs.NotFound: it has none.
+func (r *Reader) readRest(ctx context.Context, key packKey) ([]byte, error) {
+	return readObject(ctx, r.b, restName(key), pack.MaxRest)
+}
+
+// checkPackOnce reads a sealed pack from front to back: every chunk is decoded and named again, or, if quick, has its
+// header looked at; then the bytes are looked at that belong to no chunk. The error is that of ctx.
+func (r *Reader) checkPackOnce(ctx context.Context, key packKey, quick bool) (packReport, error) {
 	rep := packReport{key: key, bad: map[Spot]error{}}
 	p, err := r.openPack(ctx, key) // not from the cache: the file may have been put back since
 	if err != nil {
@@ -88,7 +110,10 @@ func (r *Reader) openPack(ctx context.Context, key packKey) (*pack.Reader, error
 	if err != nil {
 		return nil, err
 	}
-	p, err := pack.Open(o, pack.ReaderOptions{Master: &r.key, StoreUUID: [16]byte(r.super.UUID), Name: name})
+	p, err := pack.Open(o, pack.ReaderOptions{
+		Master: &r.key, StoreUUID: [16]byte(r.super.UUID), Name: name,
+		Rest: func() ([]byte, error) { return r.readRest(context.WithoutCancel(ctx), key) },
+	})
 	if err != nil {
 		_ = o.Close()
 		return nil, err

@@ -17,13 +17,17 @@
 //     it, because manifests say where their chunks lie.
 //  4. Zeros are neither read, where the source knows them, nor stored.
 //  5. Every byte that is read was authenticated on the way (AES-256-GCM, with the chunk's name in the additional data).
+//  6. Space is given back (chunkstore/collect) only of what no point needs, nobody reads (leases.go) and no session that
+//     runs has found.
 //
 // On disk a store is a folder: superblock, keys/, data/ and meta/ (packs), points/, index/, lock. docs/format/store.md
 // draws all of it.
 //
 // Concurrency: a Reader, a Store and an Image may be used by any number of goroutines, a Session by one. Lock order:
-// Session.mu, Store.mu and packCache.mu are leaves; none is held while another is taken or while I/O is done.
+// collection.running, then Store.retain, under which I/O is done. Session.mu, Store.mu, leases.mu and packCache.mu are
+// leaves; none is held while another is taken or while I/O is done.
 //
 // Tests: a model of points over seeded histories; crash clones at every sync and the n-th operation failing for every
-// n (internal/disk); kills of a real process at chosen places; damage to every kind of file.
+// n (internal/disk); kills of a real process at chosen places; damage to every kind of file; a crowd of backups, removals
+// and readers around collections.
 package chunkstore

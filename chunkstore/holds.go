@@ -42,7 +42,8 @@ func newDirectories() (*directories, error) {
 }
 
 // holds tells whether the chunk lies at the place, by its pack's directory. If in doubt it says no: the chunk is then
-// stored once more. Sealed packs do not change while a store is open, so an answer stays true.
+// stored once more. A yes stays true until the session that asked has ended: of sealed packs only a collection takes
+// chunks away, and only those that the index has forgotten before, after waiting for the sessions that ran then.
 func (s *Store) holds(ctx context.Context, id chunk.ID, at chunk.Place) bool {
 	dir, ok := s.dirs.GetIfPresent(at.Pack)
 	if !ok {

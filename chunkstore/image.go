@@ -15,9 +15,10 @@ import (
 // Image reads a disk of a point as if it were a file: every point is a full image, however little it added. It is used
 // by any number of goroutines.
 type Image struct {
-	r    *Reader
-	disk Disk
-	tree *manifest.Tree
+	r     *Reader
+	disk  Disk
+	tree  *manifest.Tree
+	lease *imageLease // nil: somebody else holds one
 }
 
 // Size returns the disk's exact size in bytes.
@@ -25,6 +26,9 @@ func (m *Image) Size() int64 { return m.disk.Root.Size }
 
 // DataBytes returns how many bytes of the disk lie in stored chunks; the rest is zeros.
 func (m *Image) DataBytes() int64 { return m.disk.Root.Data }
+
+// Lease takes the image's lease now instead of at the first read. errs.Stale: the point was removed.
+func (m *Image) Lease(ctx context.Context) error { return m.lease.take(ctx) }
 
 // ReadAt is as io.ReaderAt. Ranges of zeros are answered without touching the store.
 func (m *Image) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
@@ -39,7 +43,11 @@ func (m *Image) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if rest < int64(len(p)) {
 		p, end = p[:rest], io.EOF
 	}
+	if err := m.lease.take(ctx); err != nil {
+		return 0, err
+	}
 	n, err := m.readParts(ctx, p, off)
+	runtime.KeepAlive(m) // and with it the lease, until the last byte was read
 	if err != nil {
 		return n, err
 	}
@@ -143,6 +151,10 @@ func (m *Image) readChunk(ctx context.Context, e manifest.Entry, p []byte, at in
 // Extents calls visit with the runs of data and of zeros that make up [off, off+n), in order, neighbours differing in
 // data, until visit returns false. Only the manifest is read.
 func (m *Image) Extents(ctx context.Context, off, n int64, visit func(off, n int64, data bool) bool) error {
+	if err := m.lease.take(ctx); err != nil {
+		return err
+	}
+	defer runtime.KeepAlive(m) // and with it the lease
 	end := m.Size()
 	if n < end-off { // off+n might be more than an int64 holds
 		end = off + n

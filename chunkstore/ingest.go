@@ -74,6 +74,12 @@ func (x *Session) ingest(ctx context.Context, number int, src Source, parent *Pa
 	in := &ingest{x: x, src: src, size: src.Size(), progress: progress}
 	var base *manifest.Tree
 	if parent != nil {
+		// What does not change is taken from the parent without a look: it must stay until the new point says it needs it.
+		release, err := x.s.Lease(ctx, parent.Point.ID)
+		if err != nil {
+			return err
+		}
+		x.leases = append(x.leases, release)
 		in.old = x.s.tree(parent.Disk)
 		in.oldImage = x.s.image(parent.Disk)
 		if base = in.old; parent.Disk.Root.Size > in.size {

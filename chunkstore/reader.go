@@ -6,6 +6,8 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"fmt"
+	"path/filepath"
+	"runtime"
 	"sort"
 	"strings"
 	"sync"
@@ -32,6 +34,7 @@ type Reader struct {
 	openedBy  string    // see OpenedBy
 	indexDir  string    // where the index lies; "" if the store is not on the real disk
 	digestKey [32]byte
+	leases    leases
 	packs     packCache
 	frames    *otter.Cache[frameKey, []byte]
 	pages     *otter.Cache[pageKey, []byte]
@@ -59,9 +62,14 @@ const (
 	openPacks         = 128
 )
 
-func newReader(dir string, b backend.Backend, super Superblock, key keys.Master, cacheBytes int64) (*Reader, error) {
+func newReader(dir string, b backend.Backend, super Superblock, key keys.Master, o Options) (*Reader, error) {
 	r := &Reader{dir: dir, b: b, super: super, key: key, digestKey: key.DigestKey()}
 	r.packs = packCache{r: r, open: map[packKey]*list.Element{}, order: list.New()}
+	r.leases = leases{log: o.Logger, seen: r.seePoint, held: map[PointID]*lease{}}
+	if _, real := o.Disk.(disk.OS); real {
+		r.leases.file = filepath.Join(dir, superblockName)
+	}
+	cacheBytes := o.CacheBytes
 	if cacheBytes <= 0 {
 		cacheBytes = defaultCacheBytes
 	}
@@ -93,7 +101,7 @@ func (r *Reader) Close() error {
 	r.packs.close()
 	r.frames.InvalidateAll()
 	r.pages.InvalidateAll()
-	return nil
+	return errs.Wrap("close store", r.dir, r.leases.close())
 }
 
 // Points returns all restore points, oldest first. A record that cannot be read is reported beside the others: one
@@ -136,15 +144,20 @@ func (r *Reader) Point(ctx context.Context, id PointID) (*Point, error) {
 	return decodePoint(r.key.PointKey(), id, b)
 }
 
-// Image returns a disk of a point as a readable image.
+// Image returns a disk of a point as a readable image. From its first read on it holds a lease on the point, for as long
+// as anybody can use it: reads go on when the point is removed. An image that was not read by then answers errs.Stale.
 func (r *Reader) Image(p *Point, number int) (*Image, error) {
 	d, err := p.Disk(number)
 	if err != nil {
 		return nil, err
 	}
-	return r.image(d), nil
+	m := r.image(d)
+	m.lease = &imageLease{l: &r.leases, id: p.ID}
+	runtime.AddCleanup(m, (*imageLease).release, m.lease)
+	return m, nil
 }
 
+// image returns an image that holds no lease.
 func (r *Reader) image(d Disk) *Image { return &Image{r: r, disk: d, tree: r.tree(d)} }
 
 func (r *Reader) tree(d Disk) *manifest.Tree { return manifest.NewTree(d.Root, r) }
@@ -204,8 +217,14 @@ func damage(op string, id chunk.ID, err error) error {
 
 // packName is where a pack lies; 1024 to a folder.
 func packName(kind pack.Kind, number uint32) string {
-	return fmt.Sprintf("%s/%06x/%08x.pack", kind, number>>10, number)
+	return fmt.Sprintf("%s/%06x/%08x"+packSuffix, kind, number>>10, number)
 }
+
+// The endings of names. These never change.
+const (
+	packSuffix = ".pack"
+	restSuffix = ".rest"
+)
 
 type packKey struct {
 	kind   pack.Kind
@@ -294,6 +313,15 @@ func (c *packCache) drop(e *list.Element) {
 	delete(c.open, p.key)
 	if p.gone = true; p.users == 0 {
 		_ = p.reader.Close()
+	}
+}
+
+// forget lets go of a pack that was removed.
+func (c *packCache) forget(key packKey) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.open[key]; ok {
+		c.drop(e)
 	}
 }
 

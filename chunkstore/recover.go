@@ -22,6 +22,9 @@ func (s *Store) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.loadCollection(ctx); err != nil {
+		return err
+	}
 	s.opened = s.last
 	marks, err := s.index.Packs()
 	if err != nil {
@@ -56,8 +59,19 @@ func (s *Store) finishPacks(ctx context.Context) (map[uint32]bool, error) {
 		if err != nil {
 			return nil, err
 		}
+		packs := map[uint32]bool{}
 		for _, i := range infos {
+			if number, ok := restNumber(kind, i.Name); ok {
+				if !packs[number] { // it is sorted behind its pack
+					s.log.Info("removing what a killed collection left of a pack", "name", i.Name)
+					if err := s.b.Remove(ctx, i.Name); err != nil {
+						return nil, err
+					}
+				}
+				continue
+			}
 			number, ok := packNumber(kind, i.Name)
+			packs[number] = ok
 			if !ok {
 				s.log.Warn("a file that is not ours lies in the store", "name", i.Name)
 				continue

@@ -29,7 +29,9 @@ type Session struct {
 	fresh  map[chunk.ID]chunk.Place // written by this session and not yet in the index
 	batch  []index.Entry            // the same, of the open pack, in order
 	done   bool
-	broken error // why a disk could not be stored
+	broken error         // why a disk could not be stored
+	leases []func()      // gives back the leases on parents
+	ended  chan struct{} // closed when the session can do nothing any more
 }
 
 // Stats counts what a session did.
@@ -49,7 +51,27 @@ func (s *Store) Begin(when time.Time, labels map[string]string, config []byte) *
 	}
 	x.data = &packer{s: s, kind: pack.Data, sealed: x.indexPack}
 	x.meta = &packer{s: s, kind: pack.Meta}
+	s.enter(x)
 	return x
+}
+
+// enter lists a session among those that a collection must know of.
+func (s *Store) enter(x *Session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x.ended = make(chan struct{})
+	s.sessions[x] = s.last
+}
+
+// leave ends what enter began, and gives back the parents. The point is committed by then, or will never be.
+func (x *Session) leave() {
+	for _, release := range x.leases {
+		release()
+	}
+	x.s.mu.Lock()
+	delete(x.s.sessions, x)
+	x.s.mu.Unlock()
+	close(x.ended)
 }
 
 // Stats returns what was counted so far.
@@ -160,6 +182,7 @@ func (x *Session) Commit(ctx context.Context) (*Point, error) {
 		return nil, errs.Wrap("commit point", string(x.point.ID), err)
 	}
 	x.done = true
+	x.leave()
 	return p, nil
 }
 
@@ -204,6 +227,7 @@ func (x *Session) Abort() {
 		return
 	}
 	x.done = true
+	defer x.leave()
 	for _, p := range []*packer{x.data, x.meta} {
 		if err := p.salvage(); err != nil {
 			x.s.log.Warn("unfinished pack left for recovery", "err", err)

@@ -2,6 +2,7 @@ package chunkstore
 
 import (
 	"context"
+	"strings"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/pack"
 	"github.com/holdfast-backup/holdfast/internal/errs"
@@ -14,7 +15,7 @@ type Status struct {
 	LogicalBytes int64 // sum of all disks' sizes
 	DataBytes    int64 // of them, what is not zeros
 	Packs        int64
-	PackBytes    int64 // stored, data and pages
+	PackBytes    int64 // that they take on the disk, data and pages
 	OpenPacks    int64 // unfinished: a backup is running, or was killed
 }
 
@@ -38,8 +39,11 @@ func (r *Reader) Status(ctx context.Context) (Status, error) {
 			return s, errs.Wrap("list packs", r.dir, err)
 		}
 		for _, i := range infos {
+			s.PackBytes += i.Occupied
+			if strings.HasSuffix(i.Name, restSuffix) {
+				continue
+			}
 			s.Packs++
-			s.PackBytes += i.Size
 			if !i.Sealed {
 				s.OpenPacks++
 			}

@@ -220,7 +220,7 @@ func OpenReader(ctx context.Context, dir string, o Options) (*Reader, error) {
 	if err := super.check(key); err != nil {
 		return nil, errs.Wrap("open store", dir, err)
 	}
-	r, err := newReader(dir, b, super, key, o.CacheBytes)
+	r, err := newReader(dir, b, super, key, o)
 	if err == nil {
 		r.d, r.openedBy = o.Disk, name
 		if _, real := o.Disk.(disk.OS); real {
@@ -242,10 +242,12 @@ type Store struct {
 	dirs       *directories
 	packSize   int64
 	readClocks func() (retention.Reading, error)
-	retain     sync.Mutex // held while locks, clock and removals of points are worked on
+	retain     sync.Mutex // held while locks, clock and removals of points are worked on, and a collection lists points
 	opened     uint32     // the highest pack number when the store was opened
-	mu         sync.Mutex // guards last
-	last       uint32     // the highest pack number ever given out
+	collection
+	mu       sync.Mutex          // guards the rest
+	last     uint32              // the highest pack number ever given out
+	sessions map[*Session]uint32 // those that have not ended, and what last was when they began
 }
 
 // Open opens a store for writing, finishes what a killed writer left, and brings the index up to date. errs.Busy names
@@ -266,7 +268,7 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{Reader: r, lock: lock, log: o.Logger, indexDir: o.IndexDir, codec: codecs[r.super.Compression], packSize: o.PackSize,
-		readClocks: o.ReadClocks}
+		readClocks: o.ReadClocks, sessions: map[*Session]uint32{}}
 	if s.cutter, err = cut.ByName(r.super.Cutter); err == nil {
 		s.dirs, err = newDirectories()
 	}
@@ -295,27 +297,6 @@ func (s *Store) Close() error {
 	return errors.Join(err, s.Reader.Close(), s.lock.Close())
 }
 
-// RemovePoint removes a point's record. What only it used is garbage from then on. A point that is locked is
-// errs.Denied.
-func (s *Store) RemovePoint(ctx context.Context, id PointID) error {
-	if !id.Valid() {
-		return errs.Text("remove point", string(id), errs.Invalid, "a point's ID is 16 lower-case hexadecimal digits")
-	}
-	s.retain.Lock()
-	defer s.retain.Unlock()
-	if err := s.mayRemove(ctx, id); err != nil {
-		return err
-	}
-	if err := s.b.Remove(ctx, pointName(id)); err != nil {
-		return errs.Wrap("remove point", string(id), err)
-	}
-	// Its lock is over. One that stays behind locks nothing.
-	if err := s.b.Remove(ctx, lockPrefix+string(id)); err != nil && !errs.Is(err, errs.NotFound) {
-		s.log.Warn("the lock of a removed point is left", "point", string(id), "err", err)
-	}
-	return nil
-}
-
 // IndexBytes returns the bytes that the index takes on its disk.
 func (s *Store) IndexBytes() (int64, error) { return s.index.Size() }
 
@@ -332,7 +313,7 @@ func (s *Store) nextPack() (uint32, error) {
 
 // packNumber parses the name of a pack.
 func packNumber(kind pack.Kind, name string) (uint32, bool) {
-	base := strings.TrimSuffix(filepath.Base(name), ".pack")
+	base := strings.TrimSuffix(filepath.Base(name), packSuffix)
 	b, err := hex.DecodeString(base)
 	if err != nil || len(b) != 4 {
 		return 0, false

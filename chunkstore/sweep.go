@@ -14,5 +14,10 @@ func (s *Store) sweep(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	return w.Sweep(ctx, strings.TrimSuffix(pointPrefix, "/"))
+	for _, prefix := range []string{pointPrefix, removedPrefix} {
+		if err := w.Sweep(ctx, strings.TrimSuffix(prefix, "/")); err != nil {
+			return err
+		}
+	}
+	return nil
 }

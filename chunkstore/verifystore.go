@@ -108,7 +108,7 @@ func (w *storeWalk) smallObjects(ctx context.Context) error {
 		}
 	}
 	var names []string
-	for _, prefix := range []string{lockPrefix, auditPrefix, clockName} {
+	for _, prefix := range []string{lockPrefix, auditPrefix, clockName, collectionName} {
 		infos, err := w.r.b.List(ctx, prefix)
 		if err != nil {
 			return err
@@ -121,6 +121,24 @@ func (w *storeWalk) smallObjects(ctx context.Context) error {
 		var any map[string]any
 		if err := w.r.readSmall(ctx, name, &any); err != nil && !errs.Is(err, errs.NotFound) {
 			w.object(name, err)
+		}
+	}
+	return w.removed(ctx)
+}
+
+// removed reads the records of removed points. One that is damaged hurts only whoever still reads the point.
+func (w *storeWalk) removed(ctx context.Context) error {
+	ids, err := w.r.pointIDs(ctx, removedPrefix)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		raw, err := readObject(ctx, w.r.b, removedName(id), pointMaxSize)
+		if err == nil {
+			_, err = decodePoint(w.r.key.PointKey(), id, raw)
+		}
+		if err != nil && !errs.Is(err, errs.NotFound) && ctx.Err() == nil {
+			w.object(removedName(id), err)
 		}
 	}
 	return ctx.Err()

@@ -51,7 +51,8 @@ func (r *Reader) Group(p chunk.Place, want chunk.ID) (uint32, error) {
 }
 
 // Padding looks at the bytes between groups, which nothing needs and no other check sees: they are zero, or something
-// has written into the file.
+// has written into the file. Of a pack with a rest only those right behind groups are looked at: of the others there may be
+// anything, or nothing.
 func (r *Reader) Padding() error {
 	const op = "check padding of pack"
 	t, _, entries, err := r.directory(op)
@@ -75,10 +76,20 @@ func (r *Reader) Padding() error {
 		return nil
 	}
 	for _, e := range entries {
-		if err := gap(e.Place.ByteOffset()); err != nil {
-			return err
+		if !t.rest {
+			if err := gap(e.Place.ByteOffset()); err != nil {
+				return err
+			}
 		}
 		from = e.Place.ByteOffset() + int64(e.Place.Stored)
+		if t.rest {
+			if err := gap(align(from)); err != nil {
+				return err
+			}
+		}
+	}
+	if t.rest {
+		return nil
 	}
 	return gap(int64(t.dirOffset) * chunk.PlaceUnit)
 }

@@ -24,6 +24,9 @@ const (
 // MaxRest bounds a rest in bytes.
 const MaxRest = restHeader + dirHeaderSize + MaxChunks*dirEntrySize
 
+// RestSize returns the bytes of a rest with n entries.
+func RestSize(n int) int64 { return restHeader + dirLen(uint32(n)) }
+
 // EncodeRest makes the rest of a sealed pack in which only the given entries, in the order of the directory, are left.
 func (r *Reader) EncodeRest(left []DirEntry) ([]byte, error) {
 	const op = "write directory of"
@@ -116,10 +119,10 @@ func (r *Reader) verifyRest(op string, left []DirEntry) error {
 // chunk lies that is needed.
 const punchGrain = 4096
 
-// Gaps returns the ranges of a sealed pack that can be given back when only the given entries are left, in the order of
-// the directory, and how many bytes they hold. The last one ends with the file: the pack's own directory must not be
-// found any more by somebody who has lost the rest.
-func (r *Reader) Gaps(left []DirEntry) (gaps []backend.Range, n int64) {
+// Gaps returns the ranges of a sealed pack of size bytes that can be given back when only chunks at the given places are
+// left, in the order of the directory, and how many bytes they hold. The last one ends with the file: the pack's own directory
+// must not be found any more by somebody who has lost the rest.
+func Gaps(size int64, left []chunk.Place) (gaps []backend.Range, n int64) {
 	from := int64(headerSize)
 	add := func(to int64) {
 		first, end := (from+punchGrain-1)&^(punchGrain-1), to&^(punchGrain-1)
@@ -128,11 +131,10 @@ func (r *Reader) Gaps(left []DirEntry) (gaps []backend.Range, n int64) {
 			n += end - first
 		}
 	}
-	for _, e := range left {
-		add(e.Place.ByteOffset())
-		from = e.Place.ByteOffset() + int64(e.Place.Stored)
+	for _, p := range left {
+		add(p.ByteOffset())
+		from = p.ByteOffset() + int64(p.Stored)
 	}
-	size := r.obj.Size()
 	first := min((from+punchGrain-1)&^(punchGrain-1), size-trailerSize)
 	return append(gaps, backend.Range{Off: first, Len: size - first}), n + size - first
 }

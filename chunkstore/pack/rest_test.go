@@ -26,7 +26,11 @@ func leaving(t *testing.T, r *Reader, stays func(i int) bool) (left []DirEntry, 
 			left = append(left, e)
 		}
 	}
-	gaps, n := r.Gaps(left)
+	places := make([]chunk.Place, len(left))
+	for i, e := range left {
+		places[i] = e.Place
+	}
+	gaps, n := Gaps(r.obj.Size(), places)
 	for _, g := range gaps {
 		n -= g.Len
 	}
@@ -194,7 +198,9 @@ func TestForeignRest(t *testing.T) {
 		}
 	}
 	o := testRead
-	o.Rest = func() ([]byte, error) { return nil, fmt.Errorf("unplugged: %w", errs.Text("read", "", errs.Transient, "x")) }
+	o.Rest = func() ([]byte, error) {
+		return nil, fmt.Errorf("unplugged: %w", errs.Text("read", "", errs.Transient, "x"))
+	}
 	if _, err := mustOpen(t, obj, o).Directory(); !errs.Is(err, errs.Transient) {
 		t.Errorf("a rest that cannot be read: %v", err)
 	}
