@@ -20,14 +20,17 @@ type packReport struct {
 	faults []error        // what is wrong with the pack itself, or lies where no chunk is known
 }
 
-// checkPack looks at a sealed pack. If it finds anything while a collection gives back space of the pack, it looks once
-// more: what the directory named before may have been given back meanwhile. The error is that of ctx.
+// checkPack looks at a sealed pack. If it finds anything while a collection gives back space of the pack, or all of it, it
+// looks once more: what the directory named may have been given back meanwhile. The error is that of ctx.
 func (r *Reader) checkPack(ctx context.Context, key packKey, quick bool) (packReport, error) {
 	for {
 		before, berr := r.readRest(ctx, key)
 		rep, err := r.checkPackOnce(ctx, key, quick)
 		if err != nil || len(rep.bad)+len(rep.faults) == 0 {
 			return rep, err
+		}
+		if found, err := r.b.List(ctx, packName(key.kind, key.number)); err == nil && len(found) == 0 {
+			return packReport{key: key, gone: true}, ctx.Err()
 		}
 		after, aerr := r.readRest(ctx, key)
 		if berr != nil == (aerr != nil) && bytes.Equal(before, after) {

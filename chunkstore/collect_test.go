@@ -75,6 +75,7 @@ func TestCollect(t *testing.T) {
 	}
 	delete(want, "b")
 	checkPoints(t, s.Reader, want, "a", "c")
+	checkStore(t, s.Reader)
 	if again := mustCollect(t, s); again.FreedBytes != 0 || again.Chunks != 0 {
 		t.Errorf("a second collection gave back %+v", again)
 	}
@@ -85,6 +86,20 @@ func TestCollect(t *testing.T) {
 	collectAgain(t, dir, o, want, shared)
 	if log.has("level=WARN") || log.has("level=ERROR") {
 		t.Errorf("something was wrong:\n%s", log.b.String())
+	}
+}
+
+// checkStore verifies all of a store, in both ways.
+func checkStore(t *testing.T, r *Reader) {
+	t.Helper()
+	for _, quick := range []bool{false, true} {
+		v, err := r.VerifyStore(t.Context(), VerifyOptions{Quick: quick})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v.FaultCount > 0 {
+			t.Errorf("%d faults, quick %v, first: %+v", v.FaultCount, quick, v.Faults[0])
+		}
 	}
 }
 
@@ -104,6 +119,7 @@ func collectAgain(t *testing.T, dir string, o Options, want map[string][]byte, b
 			t.Fatal(err)
 		}
 		mustCollect(t, s)
+		checkStore(t, s.Reader)
 		if err := s.resetIndex(); err != nil {
 			t.Fatal(err)
 		}
@@ -170,7 +186,7 @@ func TestCollectPages(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	checkVerify(t, r, []*Point{second}, 0)
+	checkStore(t, r)
 	img, err := r.Image(second, 0)
 	if err != nil {
 		t.Fatal(err)

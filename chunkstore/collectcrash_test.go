@@ -76,12 +76,14 @@ func (l *leftover) check(t *testing.T, d disk.Disk, index string) {
 		t.Fatal("the store does not open:", err)
 	}
 	checkPoints(t, s.Reader, l.want, l.must...)
+	checkStore(t, s.Reader)
 	l.backup(t, s, "again")
 	collectAll(t, s)
 	if freed := collectAll(t, s); freed != 0 {
 		t.Errorf("a second collection gave back %d bytes", freed)
 	}
 	checkPoints(t, s.Reader, l.want, append(l.must, "again")...)
+	checkStore(t, s.Reader)
 	l.backup(t, s, "b")
 	if err := s.resetIndex(); err != nil {
 		t.Fatal(err)

@@ -151,6 +151,17 @@ func (c *crowd) reads(r *Reader, seed uint64) {
 	}
 }
 
+// verify finds nothing wrong, whatever goes on.
+func (c *crowd) verify(r *Reader) {
+	for quick := false; !c.done.Load(); quick = !quick {
+		v, err := r.VerifyStore(context.Background(), VerifyOptions{Quick: quick})
+		if err != nil || v.FaultCount > 0 {
+			c.t.Errorf("%d faults, quick %v, %+v, %v", v.FaultCount, quick, v.Faults, err)
+			return
+		}
+	}
+}
+
 // TestCollectInACrowd collects again and again while backups, removals and reads of two processes' kind go on.
 func TestCollectInACrowd(t *testing.T) {
 	s, dir, o := realStore(t, Options{PackSize: 300 << 10, CacheBytes: 1})
@@ -163,9 +174,9 @@ func TestCollectInACrowd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	rounds := 150
+	rounds := 100
 	if testing.Short() || raceEnabled {
-		rounds = 50
+		rounds = 30
 	}
 	var writers, others sync.WaitGroup
 	for w := range uint64(3) {
@@ -175,6 +186,7 @@ func TestCollectInACrowd(t *testing.T) {
 	for i, r := range []*Reader{other, s.Reader, other} {
 		others.Go(func() { c.reads(r, uint64(i)) })
 	}
+	others.Go(func() { c.verify(other) })
 	var runs, freed, reused, shrunk int64
 	others.Go(func() {
 		for !c.done.Load() {
@@ -215,7 +227,7 @@ func (c *crowd) atTheEnd(dir string, o Options, other *Reader) {
 				c.t.Errorf("point %s: %v", p.ID, err)
 			}
 		}
-		checkVerify(c.t, s.Reader, points, 0)
+		checkStore(c.t, s.Reader)
 		data := slices.Concat(c.chunks[:20]...)
 		p, err := tryBackup(c.t.Context(), s, "after", &bytesSource{data: data}, nil)
 		if err != nil {
