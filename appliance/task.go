@@ -26,14 +26,15 @@ const (
 	TaskInstant TaskKind = "instant-restore"
 	TaskMigrate TaskKind = "migrate"
 	TaskRelease TaskKind = "release"
+	TaskCollect TaskKind = "collection"
 )
 
-// Task is what the administrator sees of a backup, a restore or a session's step: one row for each thing asked for,
+// Task is what the administrator sees of a backup, a restore, a session's step or a collection: one row for each thing asked for,
 // kept for good.
 type Task struct {
 	ID       string         `json:"id"`
 	Kind     TaskKind       `json:"kind"`
-	Subject  string         `json:"subject" doc:"the VM's name"`
+	Subject  string         `json:"subject" doc:"the VM's name; empty if it is about none"`
 	Manager  string         `json:"manager,omitempty"`
 	Session  string         `json:"session,omitempty" doc:"the instant restore it belongs to"`
 	State    TaskState      `json:"state"`

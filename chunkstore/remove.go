@@ -43,6 +43,9 @@ func (s *Store) RemovePoint(ctx context.Context, id PointID) error {
 func (s *Store) keepRemoved(ctx context.Context, id PointID) error {
 	raw, err := readObject(ctx, s.b, pointName(id), pointMaxSize)
 	if err == nil {
+		_, err = decodePoint(s.key.PointKey(), id, raw)
+	}
+	if err == nil {
 		err = s.b.Put(ctx, removedName(id), raw)
 	}
 	if err == nil || errs.Is(err, errs.Exists) { // a removal that was cut short has copied it

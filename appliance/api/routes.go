@@ -194,6 +194,15 @@ func (s *server) points() {
 			i, err := s.Service.GetStore(ctx)
 			return &answer[StoreInfo]{i}, err
 		})
+	type collect struct{ Body *CollectSpec }
+	add(s, post("collect", "/store/gc", "store", "Give back the space of what no restore point needs", http.StatusAccepted),
+		func(ctx context.Context, in *collect) (*made[appliance.Task], error) {
+			var spec CollectSpec
+			if in.Body != nil {
+				spec = *in.Body
+			}
+			return begun(s.Service.StartCollect(ctx, spec))
+		})
 	add(s, post("confirm-clock", "/store/clock/confirm", "store", "Say that the machine's clock is right", http.StatusOK),
 		func(ctx context.Context, _ *none) (*answer[StoreInfo], error) {
 			i, err := s.Service.ConfirmClock(ctx)

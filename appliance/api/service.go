@@ -47,6 +47,8 @@ type Points interface {
 // Store looks after the store that the node holds.
 type Store interface {
 	GetStore(ctx context.Context) (StoreInfo, error)
+	// StartCollect gives back the space of what no point needs.
+	StartCollect(ctx context.Context, s CollectSpec) (appliance.Task, error)
 	// ConfirmClock makes the store believe the machine's clock, because a person says that it is right.
 	ConfirmClock(ctx context.Context) (StoreInfo, error)
 }
@@ -116,6 +118,11 @@ type LockSpec struct {
 	Point  string    `json:"point,omitempty" doc:"an ID or a unique prefix of one, or VM@latest, VM@2026-09-14T02, VM@-3d"`
 	Until  time.Time `json:"until"`
 	Reason string    `json:"reason,omitempty" maxLength:"1000" doc:"shown to whoever tries to remove it"`
+}
+
+// CollectSpec asks for space to be given back.
+type CollectSpec struct {
+	DryRun bool `json:"dry_run,omitempty" doc:"only say how much that would be"`
 }
 
 // StoreInfo says which store the node holds, and what time it believes.

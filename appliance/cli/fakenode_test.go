@@ -138,6 +138,10 @@ func (f *fakeNode) GetStore(context.Context) (api.StoreInfo, error) {
 	return f.store, f.call("GetStore")
 }
 
+func (f *fakeNode) StartCollect(_ context.Context, s api.CollectSpec) (appliance.Task, error) {
+	return f.start(appliance.TaskCollect, "StartCollect", s)
+}
+
 func (f *fakeNode) ConfirmClock(context.Context) (api.StoreInfo, error) {
 	return f.store, f.call("ConfirmClock")
 }

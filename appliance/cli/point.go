@@ -84,7 +84,7 @@ func (a *app) pointCommand() *cobra.Command {
 		Use: "rm POINT", Short: "Remove a restore point", Args: exactly(1, "a point"),
 		Long: "Remove a restore point. Points share what they have in common, so other points are not touched.\n" +
 			"A point whose record is damaged must be named by its whole id.\n" +
-			"The space that only this point used is not given back yet: reclaiming it is not part of this version.",
+			"The space that only this point used comes back with the next `holdfast store gc`.",
 		RunE: func(c *cobra.Command, args []string) error { return a.removePoint(c.Context(), args[0]) },
 	}
 	return group("point", "Work with restore points", list, show, a.ofNode(rm), a.ofNode(a.lockCommand()), a.exportCommand(), a.serveCommand())
@@ -205,7 +205,9 @@ func (a *app) showPoint(ctx context.Context, name string, sum bool) error {
 
 func (a *app) removePoint(ctx context.Context, name string) error {
 	removed := func(id, what string) error {
-		return a.print(map[string]string{"point": id}, func(w io.Writer) { fmt.Fprintf(w, "Removed point %s, %s.\n", id, what) })
+		return a.print(map[string]string{"point": id}, func(w io.Writer) {
+			fmt.Fprintf(w, "Removed point %s, %s. Its space comes back with `holdfast store gc`.\n", id, what)
+		})
 	}
 	return a.change(ctx, func(s *chunkstore.Store) error {
 		id, what := chunkstore.PointID(name), "whose record was damaged"

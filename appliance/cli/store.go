@@ -16,7 +16,7 @@ func (a *app) storeCommand() *cobra.Command {
 		Use: "status", Short: "Show what the store holds", Args: exactly(0, "no arguments"),
 		RunE: func(c *cobra.Command, _ []string) error { return a.status(c.Context()) },
 	}
-	return group("store", "Look after the store", status, a.verifyCommand(), a.keyCommand(), a.passphraseCommand(), a.ofNode(a.clockCommand()),
+	return group("store", "Look after the store", status, a.verifyCommand(), a.keyCommand(), a.passphraseCommand(), a.ofNode(a.gcCommand()), a.ofNode(a.clockCommand()),
 		a.auditCommand())
 }
 

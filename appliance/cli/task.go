@@ -145,7 +145,7 @@ func taskDetail(t appliance.Task) string {
 // kindNames are the kinds of tasks in sentences.
 var kindNames = map[appliance.TaskKind]string{
 	appliance.TaskBackup: "backup", appliance.TaskInstant: "instant restore",
-	appliance.TaskMigrate: "migration", appliance.TaskRelease: "release",
+	appliance.TaskMigrate: "migration", appliance.TaskRelease: "release", appliance.TaskCollect: "collection",
 }
 
 // taskName says what a task is about: "backup of web".
@@ -234,6 +234,12 @@ type backupResult struct {
 
 // resultTable writes what came out of a task.
 func resultTable(w io.Writer, t appliance.Task) {
+	if t.Kind == appliance.TaskCollect && t.Result != nil {
+		if r, err := collected(t); err == nil {
+			collectedTable(w, r)
+			return
+		}
+	}
 	if t.Kind != appliance.TaskBackup {
 		for _, k := range slices.Sorted(maps.Keys(t.Result)) {
 			fmt.Fprintf(w, "%s\t%s\n", plain(k), plain(fmt.Sprint(t.Result[k])))

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -36,6 +37,23 @@ type Config struct {
 	// API makes the daemon a node that backs VMs up and restores them: it then holds the store for writing, and needs State
 	// and NFS. Left out, the daemon only shows restore points.
 	API *API `yaml:"api"`
+	// GC says how often a node gives space back; left out, once a day.
+	GC *GC `yaml:"gc"`
+}
+
+// GC says when a node gives back the space of what no point needs.
+type GC struct {
+	// Every is the time from one collection to the next, which begins when the node has nothing else to do; 0s for never.
+	// Default 24h.
+	Every *time.Duration `yaml:"every"`
+}
+
+// CollectEvery returns the time from one collection to the next, 0 for never.
+func (c *Config) CollectEvery() time.Duration {
+	if c.GC == nil || c.GC.Every == nil {
+		return 24 * time.Hour
+	}
+	return *c.GC.Every
 }
 
 // API says how the node is driven.
@@ -154,6 +172,12 @@ func (c *Config) check() (bad []string) {
 	if c.API != nil {
 		need("state", c.State)
 		bad = append(bad, c.checkNode()...)
+	}
+	if c.GC != nil && c.API == nil {
+		bad = append(bad, "gc is there without api: the daemon then only reads the store")
+	}
+	if e := c.CollectEvery(); e < 0 || e > 0 && e < time.Minute {
+		bad = append(bad, fmt.Sprintf("gc.every %v is shorter than a minute; 0s is never", e))
 	}
 	if c.Mount == nil && c.NFS == nil {
 		bad = append(bad, "neither mount nor nfs is there: nothing to do")

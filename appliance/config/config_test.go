@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
@@ -34,9 +35,15 @@ func TestGood(t *testing.T) {
 }
 
 func TestGoodNode(t *testing.T) {
-	c, err := Parse([]byte(good + "  address: 192.0.2.10\nstate: /var/lib/holdfast\napi:\n  socket: /run/holdfast/s\n  listen: 0.0.0.0:8443\n  token_file: /etc/holdfast/token\n"))
-	if err != nil || c.API.Listen != "0.0.0.0:8443" || c.NFS.Address != "192.0.2.10" {
+	const text = good + "  address: 192.0.2.10\nstate: /var/lib/holdfast\napi:\n  socket: /run/holdfast/s\n  listen: 0.0.0.0:8443\n  token_file: /etc/holdfast/token\n"
+	c, err := Parse([]byte(text))
+	if err != nil || c.API.Listen != "0.0.0.0:8443" || c.NFS.Address != "192.0.2.10" || c.CollectEvery() != 24*time.Hour {
 		t.Fatalf("%+v %v", c, err)
+	}
+	for more, every := range map[string]time.Duration{"gc: {every: 36h}\n": 36 * time.Hour, "gc: {every: 0s}\n": 0, "gc: {}\n": 24 * time.Hour} {
+		if c, err := Parse([]byte(text + more)); err != nil || c.CollectEvery() != every {
+			t.Errorf("%s: %v, %v", more, c, err)
+		}
 	}
 }
 
@@ -63,6 +70,9 @@ func TestFaultsAreNamedAllAtOnce(t *testing.T) {
 		"not yaml":       {"a: [", []string{"yaml"}},
 		"node":           {good + "api: {listen: x}\n", []string{"state is missing", "api.socket", "api.listen", "api.token_file", "nfs.address"}},
 		"node alone":     {"store: /s\npassphrase_file: /p\nmount: {dir: /m}\nstate: /st\napi: {socket: /x}\n", []string{"nfs is missing"}},
+		"gc alone":       {good + "gc: {every: 24h}\n", []string{"gc is there without api"}},
+		"gc too often":   {good + "gc: {every: 3s}\n", []string{"gc.every 3s"}},
+		"gc backwards":   {good + "gc: {every: -3h}\n", []string{"gc.every"}},
 		"two openers":    {good + "key_file: /k\n", []string{"both there"}},
 		"relative key":   {strings.Replace(good, "passphrase_file: /etc", "key_file: etc", 1), []string{"key_file is not an absolute path"}},
 		"unknown inside": {strings.Replace(good, "dir:", "path:", 1), []string{"path", "mount.dir is missing"}},

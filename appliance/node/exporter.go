@@ -119,6 +119,9 @@ func (e *exporter) graft(ctx context.Context, x *exported, r instant.Record, spe
 	if err != nil {
 		return err
 	}
+	if err := img.Lease(ctx); err != nil { // now, not at the first read: the VM has the disk from now on
+		return err
+	}
 	format := synthetic.FormatQcow2
 	if v.Format == string(ovirt.FormatRaw) {
 		format = synthetic.FormatRaw

@@ -277,6 +277,9 @@ func diskFile(ctx context.Context, r *chunkstore.Reader, o *ServeOptions, over *
 	if err != nil {
 		return nil, err
 	}
+	if err := img.Lease(ctx); err != nil { // now, not at the first read: the disk is on offer from now on
+		return nil, err
+	}
 	stream, err := synthetic.New(img, o.Format)
 	if err != nil {
 		return nil, errs.Wrap("publish disk", fmt.Sprint(n), err)

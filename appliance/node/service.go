@@ -28,6 +28,8 @@ type NodeOptions struct {
 	Logger  *slog.Logger
 	Poll    time.Duration // between two looks at an engine; default 1 s
 	Disk    disk.Disk     // of the catalog; default the real one
+	// CollectEvery is the time from one collection that the node does by itself to the next; 0 for never.
+	CollectEvery time.Duration
 }
 
 // Node is the service behind the API: it backs VMs up and runs them from their backups.
@@ -77,6 +79,9 @@ func NewNode(ctx context.Context, o NodeOptions) (*Node, error) {
 	}
 	n.background, n.stop = context.WithCancel(context.WithoutCancel(ctx))
 	n.wg.Go(func() { n.watchClock(n.background) })
+	if o.CollectEvery > 0 {
+		n.wg.Go(func() { n.collectByItself(n.background) })
+	}
 	if err := n.resume(ctx); err != nil {
 		_ = n.Close(ctx)
 		return nil, err

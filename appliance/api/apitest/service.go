@@ -175,6 +175,11 @@ func (s *Service) GetStore(ctx context.Context) (api.StoreInfo, error) {
 	return s.Store, s.ask(ctx, "GetStore")
 }
 
+// StartCollect implements api.Service.
+func (s *Service) StartCollect(ctx context.Context, c api.CollectSpec) (appliance.Task, error) {
+	return s.start(ctx, appliance.TaskCollect, "", "StartCollect", c)
+}
+
 // ConfirmClock implements api.Service.
 func (s *Service) ConfirmClock(ctx context.Context) (api.StoreInfo, error) {
 	return s.Store, s.ask(ctx, "ConfirmClock")

@@ -93,6 +93,11 @@ func (c *Client) GetStore(ctx context.Context) (api.StoreInfo, error) {
 	return get[api.StoreInfo](ctx, c, "/store")
 }
 
+// StartCollect implements api.Service.
+func (c *Client) StartCollect(ctx context.Context, s api.CollectSpec) (appliance.Task, error) {
+	return post[appliance.Task](ctx, c, "/store/gc", s)
+}
+
 // ConfirmClock implements api.Service.
 func (c *Client) ConfirmClock(ctx context.Context) (api.StoreInfo, error) {
 	return post[api.StoreInfo](ctx, c, "/store/clock/confirm", nil)

@@ -210,6 +210,7 @@ func starts(t *testing.T, c *client.Client, s *apitest.Service) {
 	running("StartMigrate", appliance.TaskMigrate)(c.StartMigrate(ctx, "s1", "san two"))
 	running("StartRelease", appliance.TaskRelease)(c.StartRelease(ctx, "s1", true))
 	running("StartRelease", appliance.TaskRelease)(c.StartRelease(ctx, "s1", false))
+	running("StartCollect", appliance.TaskCollect)(c.StartCollect(ctx, api.CollectSpec{DryRun: true}))
 	if err := c.CancelTask(ctx, "task-1"); err != nil {
 		t.Error(err)
 	}
@@ -223,7 +224,7 @@ func starts(t *testing.T, c *client.Client, s *apitest.Service) {
 		`AddManager {Name:x URL:engine User:a@b Password:päss"word CA:pem` + "\n" + ` Fingerprint:ff}`, "RemoveManager lab one/two?",
 		"StartBackup {VM:web Manager:lab Full:true Strategy:cbt}", "StartBackup {VM:web Manager: Full:false Strategy:}",
 		"StartInstant {Point:web@latest Manager:lab Name:w2 Cluster:c PowerOn:true MigrateTo:san Format:raw}",
-		"StartMigrate s1 san two", "StartRelease s1 true", "StartRelease s1 false", "CancelTask task-1",
+		"StartMigrate s1 san two", "StartRelease s1 true", "StartRelease s1 false", "StartCollect {DryRun:true}", "CancelTask task-1",
 		"LockPoint {Point:p Until:2027-01-02 03:04:05 +0000 UTC Reason:audit}", "RemovePoint p", "ConfirmClock",
 	}
 	if got := s.Asked()[before:]; !slices.Equal(got, want) {
@@ -269,6 +270,7 @@ func calls(ctx context.Context, c *client.Client) map[string]error {
 	keep("RemovePoint")(c.RemovePoint(ctx, "x"))
 	keep("LockPoint")(c.LockPoint(ctx, api.LockSpec{Point: "x", Until: time.Unix(1, 0)}))
 	keep("GetStore")(c.GetStore(ctx))
+	keep("StartCollect")(c.StartCollect(ctx, api.CollectSpec{}))
 	keep("ConfirmClock")(c.ConfirmClock(ctx))
 	_, _, all["StartInstant"] = c.StartInstant(ctx, api.InstantSpec{Point: "x"})
 	keep("ListSessions")(c.ListSessions(ctx))

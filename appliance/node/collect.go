@@ -1,0 +1,165 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/holdfast-backup/holdfast/appliance"
+	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/appliance/task"
+	"github.com/holdfast-backup/holdfast/chunkstore"
+	"github.com/holdfast-backup/holdfast/chunkstore/collect"
+	"github.com/holdfast-backup/holdfast/internal/errs"
+)
+
+// CollectResult says what a collection gave back, or would. Field names are promises to scripts: they are the command
+// line's JSON and the result of the node's task. Bytes are those that the disk counts.
+type CollectResult struct {
+	DryRun      bool     `json:"dry_run"`
+	Freed       int64    `json:"freed_bytes"`
+	WholePacks  int64    `json:"whole_pack_bytes"` // of them, by removing data packs
+	Holes       int64    `json:"hole_bytes"`       // by holes in data packs
+	Pages       int64    `json:"page_bytes"`       // of manifests
+	Removed     int      `json:"packs_removed"`
+	Shrunk      int      `json:"packs_shrunk"`
+	HoleCount   int      `json:"holes"`
+	Chunks      int64    `json:"chunks_freed"`
+	PageCount   int64    `json:"pages_freed"`
+	KeptChunks  int64    `json:"chunks_kept"`
+	KeptPages   int64    `json:"pages_kept"`
+	SpareChunks int64    `json:"spare_chunks"` // not needed, but not worth to be given back
+	SpareBytes  int64    `json:"spare_bytes"`
+	Skipped     int      `json:"packs_skipped"`
+	Reused      int64    `json:"chunks_reused"`
+	Waited      int      `json:"waited_for_backups"`
+	StillRead   []string `json:"points_still_read"`
+	Seconds     float64  `json:"seconds"`
+}
+
+// CollectOptions say how Collect collects.
+type CollectOptions struct {
+	DryRun bool
+	// Progress is told of each stage, and how far it is; may be nil.
+	Progress func(stage, detail string)
+}
+
+// Collect gives back the space of what no point needs.
+func Collect(ctx context.Context, s *chunkstore.Store, o CollectOptions) (CollectResult, error) {
+	began := time.Now()
+	r, err := s.Collect(ctx, chunkstore.CollectOptions{DryRun: o.DryRun, Progress: func(p collect.Progress) {
+		if o.Progress != nil {
+			o.Progress(string(p.Stage), stageDetail(p))
+		}
+	}})
+	if err != nil {
+		return CollectResult{}, err
+	}
+	out := CollectResult{
+		DryRun: o.DryRun, Freed: r.FreedBytes, WholePacks: r.WholeBytes, Holes: r.HoleBytes, Pages: r.PageBytes,
+		Removed: r.PacksRemoved, Shrunk: r.PacksShrunk, HoleCount: r.Holes, Chunks: r.Chunks, PageCount: r.Pages,
+		KeptChunks: r.KeptChunks, KeptPages: r.KeptPages, SpareChunks: r.SpareChunks, SpareBytes: r.SpareBytes,
+		Skipped: r.PacksSkipped, Reused: r.Reused, Waited: r.WaitedSessions, StillRead: r.Held, Seconds: time.Since(began).Seconds(),
+	}
+	if out.StillRead == nil {
+		out.StillRead = []string{}
+	}
+	return out, nil
+}
+
+func stageDetail(p collect.Progress) string {
+	switch {
+	case p.Stage == collect.Draining && p.Total == 1:
+		return "1 is left"
+	case p.Stage == collect.Draining:
+		return fmt.Sprintf("%d are left", p.Total)
+	case p.Total == 0:
+		return ""
+	}
+	return fmt.Sprintf("%d of %d", p.Done, p.Total)
+}
+
+// collectObject is what a task works on that collects.
+const collectObject = "store/collection"
+
+// StartCollect implements api.Service.
+func (n *Node) StartCollect(_ context.Context, s api.CollectSpec) (appliance.Task, error) {
+	return n.begin(collectObject, appliance.Task{Kind: appliance.TaskCollect}, func(ctx context.Context, h *task.Handle) (map[string]any, error) {
+		t := teller{h: h}
+		r, err := Collect(ctx, n.store, CollectOptions{DryRun: s.DryRun, Progress: t.tell})
+		if err != nil {
+			return nil, err
+		}
+		n.log.Info("space was given back", "bytes", r.Freed, "packs", r.Removed, "shrunk", r.Shrunk, "dry", r.DryRun, "seconds", r.Seconds)
+		return asResult(r)
+	})
+}
+
+// collectLook is how often the node looks whether it is time for a collection, at most.
+const collectLook = 10 * time.Minute
+
+// collectByItself gives space back once in a while, when the node has nothing else to do; if that does not come to pass
+// for too long, beside what it does.
+func (n *Node) collectByItself(ctx context.Context) {
+	every := n.o.CollectEvery
+	var tried time.Time
+	for {
+		select {
+		case <-time.After(min(every/10, collectLook)):
+		case <-ctx.Done():
+			return
+		}
+		last := n.store.Collected()
+		if tried.After(last) {
+			last = tried // one that failed is not tried again at once
+		}
+		if age := time.Since(last); age < every || age < 2*every && n.working() {
+			continue
+		}
+		tried = time.Now()
+		if _, err := n.StartCollect(ctx, api.CollectSpec{}); err != nil && !errs.Is(err, errs.Busy) {
+			n.log.Error("a collection cannot be started", "err", err)
+		}
+	}
+}
+
+// working tells whether any task runs.
+func (n *Node) working() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.busy) > 0
+}
+
+// teller makes steps of a collection's stages. It is told often, and passes on what a person can follow.
+type teller struct {
+	h     *task.Handle
+	stage string
+	last  time.Time
+}
+
+const tellEvery = 200 * time.Millisecond
+
+func (t *teller) tell(stage, detail string) {
+	if stage != t.stage {
+		t.stage, t.last = stage, time.Time{}
+		t.h.Step(stage)
+	}
+	if now := time.Now(); now.Sub(t.last) >= tellEvery {
+		t.last = now
+		t.h.Detail(detail)
+	}
+}
+
+// asResult makes a task's result of a document.
+func asResult(doc any) (map[string]any, error) {
+	var out map[string]any
+	b, err := json.Marshal(doc)
+	if err == nil {
+		err = json.Unmarshal(b, &out)
+	}
+	if err != nil {
+		return nil, errs.New("encode result", "", errs.Bug, err)
+	}
+	return out, nil
+}
