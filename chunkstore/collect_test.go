@@ -67,7 +67,8 @@ func TestCollect(t *testing.T) {
 	}
 	res := mustCollect(t, s)
 	now, _ := occupiedBy(t, s.Reader)
-	if res.FreedBytes != full-now || res.FreedBytes < 6<<20 || res.PacksRemoved < 1 || res.PacksShrunk < 1 || res.Chunks != 7<<20/65536 {
+	// 7 MiB were b's alone; a cut is not exactly where the shared parts begin and end.
+	if res.FreedBytes != full-now || res.FreedBytes < 6<<20 || res.FreedBytes > 9<<20 || res.PacksRemoved < 1 || res.PacksShrunk < 1 || res.Chunks < 7<<20/(256<<10) {
 		t.Errorf("%d bytes became free, and it says %+v", full-now, res)
 	}
 	if d := dry.FreedBytes - res.FreedBytes; d < -64<<10 || d > 64<<10 || dry.Chunks != res.Chunks || dry.PacksRemoved != res.PacksRemoved {
