@@ -21,8 +21,11 @@ import (
 // errs.NotFound: there is none yet.
 func Examine(dir string, store [16]byte) error {
 	const op = "examine index"
-	dir = filepath.Clean(dir)
-	if _, err := os.Stat(dir); err != nil {
+	dir, err := filepath.Abs(dir) // links to it lie in another folder
+	if err == nil {
+		_, err = os.Stat(dir)
+	}
+	if err != nil {
 		return errs.Wrap(op, dir, err)
 	}
 	lock, err := lockFolder(dir)
