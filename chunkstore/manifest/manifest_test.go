@@ -247,7 +247,7 @@ func TestSharing(t *testing.T) {
 	if err := Diff(t.Context(), a, b, func(r Range) error { got = append(got, r); return nil }); err != nil {
 		t.Fatal(err)
 	}
-	want := []Range{{600*LeafSize + 1*65536, 65536}, {600*LeafSize + 7*65536, 65536}}
+	want := []Range{{600*LeafSize + 1*65536, 65536, true}, {600*LeafSize + 7*65536, 65536, false}}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("Diff = %v, want %v", got, want)
 	}
@@ -268,7 +268,7 @@ func TestDiffOfDifferentHeights(t *testing.T) {
 	if err := Diff(t.Context(), a, b, func(r Range) error { got = append(got, r); return nil }); err != nil {
 		t.Fatal(err)
 	}
-	if want := []Range{{70000 * LeafSize, 65536}}; fmt.Sprint(got) != fmt.Sprint(want) {
+	if want := []Range{{70000 * LeafSize, 65536, false}}; fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Fatalf("Diff = %v, want %v", got, want)
 	}
 }

@@ -127,11 +127,15 @@ func (t *Tree) walkFrom(ctx context.Context, ref Ref, level int, base, first int
 	return nil
 }
 
-// Range is a stretch of a disk in bytes.
-type Range struct{ Off, Len int64 }
+// Range is a stretch of a disk in bytes, on the grid.
+type Range struct {
+	Off, Len int64
+	Zero     bool // it is a run of zeros
+}
 
-// Diff calls visit with the stretches in which a and b differ, in order, coalesced, on the grid. Only pages that
-// differ are read. Where one disk is longer, what it has beyond the other's end counts as different if it is data.
+// Diff calls visit with the stretches in which a and b differ, in order, coalesced; Zero says what b has there. Only
+// pages that differ are read. Chunks are compared by name, so a stretch is as long as the chunks that differ, whatever
+// they have in common. Where one disk is longer, what it has beyond the other's end counts as different if it is data.
 func Diff(ctx context.Context, a, b *Tree, visit func(Range) error) error {
 	d := differ{a: a, b: b, visit: visit}
 	level := max(a.Root.Level, b.Root.Level)
@@ -214,7 +218,8 @@ func (d *differ) leaves(ctx context.Context, a, b Ref, n int64) error {
 		end := int(min(ea.End, eb.End))
 		// Equal IDs that start at different blocks are shifted content, not equal content.
 		if ea.ID != eb.ID || !ea.IsZero() && sa != sb {
-			if err := d.add(n*LeafSize+int64(block)*chunk.Grid, int64(end-block)*chunk.Grid); err != nil {
+			r := Range{n*LeafSize + int64(block)*chunk.Grid, int64(end-block) * chunk.Grid, eb.IsZero()}
+			if err := d.add(r); err != nil {
 				return err
 			}
 		}
@@ -234,13 +239,13 @@ func (d *differ) leaf(ctx context.Context, t *Tree, r Ref) (Leaf, error) {
 	return DecodeLeaf(page)
 }
 
-func (d *differ) add(off, n int64) error {
-	if d.open.Len > 0 && d.open.Off+d.open.Len == off {
-		d.open.Len += n
+func (d *differ) add(r Range) error {
+	if d.open.Len > 0 && d.open.Off+d.open.Len == r.Off && d.open.Zero == r.Zero {
+		d.open.Len += r.Len
 		return nil
 	}
 	err := d.flush()
-	d.open = Range{off, n}
+	d.open = r
 	return err
 }
 

@@ -82,14 +82,17 @@ func TestDiffModel(t *testing.T) {
 				of, with map[int64]Leaf
 			}{{a, b, contentA, contentB}, {b, a, contentB, contentA}, {b, b, contentB, contentB}} {
 				differs := map[int64]bool{}
-				last := int64(-1)
+				last, lastZero := int64(-1), false
 				err := Diff(t.Context(), c.x, c.y, func(r Range) error {
-					if r.Len <= 0 || r.Off <= last || r.Off%chunk.Grid != 0 || r.Len%chunk.Grid != 0 {
+					if r.Len <= 0 || r.Off < last || r.Off == last && r.Zero == lastZero || r.Off%chunk.Grid != 0 || r.Len%chunk.Grid != 0 {
 						t.Fatalf("range %v after one that ended at %d", r, last)
 					}
-					last = r.Off + r.Len
+					last, lastZero = r.Off+r.Len, r.Zero
 					for off := r.Off; off < last; off += chunk.Grid {
 						differs[off/chunk.Grid] = true
+						if e, _ := c.with[off/LeafSize].Find(int(off % LeafSize / chunk.Grid)); e.IsZero() != r.Zero {
+							t.Fatalf("of the range %v block %d is not zeros, or is", r, off/chunk.Grid)
+						}
 					}
 					return nil
 				})
