@@ -22,7 +22,8 @@ type Difference struct {
 //
 // Only the manifest's pages that differ are read, so the cost follows the difference, not the disks. Chunks are compared
 // by name: a range holds the whole of the chunks that differ, and bytes in it may be equal. If exact, the data in them is
-// read and compared as well, and the ranges are those of the blocks of 4 KiB that really differ.
+// read and compared as well, and the ranges are those of the blocks of 4 KiB that really differ. The caller holds leases
+// on the points.
 func (r *Reader) Diff(ctx context.Context, a, b Disk, exact bool, visit func(Difference) error) error {
 	j := joiner{end: b.Root.Size, visit: visit}
 	each := func(g manifest.Range) error { return j.add(g.Off, g.Len, !g.Zero) }

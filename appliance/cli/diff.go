@@ -63,6 +63,11 @@ func (a *app) diff(ctx context.Context, first, second string, number *int, exact
 		if points[i], err = node.ResolvePoint(ctx, r, name, a.Now()); err != nil {
 			return err
 		}
+		release, err := r.Lease(ctx, points[i].ID) // a collection must not take away what is looked at
+		if err != nil {
+			return err
+		}
+		defer release()
 	}
 	numbers, err := disksToCompare(points, number)
 	if err != nil {
