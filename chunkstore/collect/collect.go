@@ -41,9 +41,17 @@ type Pack struct {
 	HasRest  bool  // space of it was given back before
 }
 
+// Needed is a place that is read in place of one that a manifest names: there the content of a damaged chunk or page
+// lies again.
+type Needed struct {
+	Kind  Kind
+	Place chunk.Place
+}
+
 // Roots is what a walk begins at.
 type Roots struct {
 	Disks []manifest.Root // of all points, and of those in Held
+	Also  []Needed        // what no manifest names, and is read all the same
 	Held  []string        // points that were removed, and are kept because somebody reads them
 	Spent []string        // points that were removed, and that nobody can read any more
 }
@@ -175,6 +183,7 @@ type collection struct {
 	packs   []Pack
 	before  reached // what was reached at first
 	after   reached // what was reached later, and not before
+	also    reached // what is needed and no manifest names; a page that is in it was not walked by that
 	spent   []string
 	targets []Pack
 	doomed  map[uint32]bool // data packs among targets
@@ -190,7 +199,7 @@ func Run(ctx context.Context, s Store, o Options) (*Result, error) {
 	if o.Least <= 0 {
 		o.Least = least
 	}
-	c := &collection{Store: s, o: o, res: &Result{}, before: newReached(), after: newReached(), unended: map[Pack]bool{}}
+	c := &collection{Store: s, o: o, res: &Result{}, before: newReached(), after: newReached(), also: newReached(), unended: map[Pack]bool{}}
 	return c.res, errs.Wrap("collect", "", c.run(ctx))
 }
 
@@ -240,6 +249,9 @@ func (c *collection) reach(ctx context.Context, stage Stage, into, except *reach
 		if err := into.walk(ctx, manifest.NewTree(root, c.Points), except); err != nil {
 			return err
 		}
+	}
+	for _, n := range roots.Also {
+		c.also.of(n.Kind).add(n.Place)
 	}
 	c.tell(stage, len(roots.Disks), len(roots.Disks))
 	return nil

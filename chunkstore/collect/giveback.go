@@ -14,7 +14,7 @@ type content struct {
 	all    []Chunk
 	left   []Chunk // reached
 	spare  []Chunk // not reached
-	reused []Chunk // of left, those that were spare at first
+	reused []Chunk // of left, those that may have been spare at first
 }
 
 // look reads a pack's directory. It is false for a pack that has to be left alone.
@@ -27,10 +27,10 @@ func (c *collection) look(ctx context.Context, p Pack) (x content, ok bool, err 
 	if err != nil {
 		return x, false, err
 	}
-	before, after := c.before.of(p.Kind), c.after.of(p.Kind)
+	before, after, also := c.before.of(p.Kind), c.after.of(p.Kind), c.also.of(p.Kind)
 	known, last := 0, -1
 	for _, e := range x.all {
-		was, is := before.has(e.Place), after.has(e.Place)
+		was, is := before.has(e.Place), after.has(e.Place) || also.has(e.Place)
 		if !was && !is {
 			x.spare = append(x.spare, e)
 			continue
@@ -42,7 +42,7 @@ func (c *collection) look(ctx context.Context, p Pack) (x content, ok bool, err 
 			known, last = known+1, slot
 		}
 	}
-	if reached := inEither(before, after, p.Number); reached != known {
+	if reached := inAny(p.Number, before, after, also); reached != known {
 		c.o.Logger.Error("points need what the directory of a pack does not know, the pack is left alone: verify the store",
 			"kind", p.Kind.String(), "pack", p.Number, "needed", reached, "known", known)
 		return x, false, nil

@@ -85,6 +85,7 @@ func (x *session) chunk() {
 		x.w.stored[id]++
 		at = x.append(Data, id, []uint32{100, 4000, 40_000}[x.w.rng.IntN(3)])
 		x.fresh[id] = at
+		x.w.ids[at] = id
 	}
 	end := uint16(len(x.open)+1) * 3
 	x.open = append(x.open, manifest.Entry{End: end, ID: id, Place: at})
@@ -222,7 +223,7 @@ func TestModel(t *testing.T) {
 	if testing.Short() {
 		histories = 400
 	}
-	var reused, waited, killed, holes int64
+	var reused, waited, killed, holes, healed int64
 	for seed := range histories {
 		w := newWorld(seed)
 		for range 3 + w.rng.IntN(4) {
@@ -246,10 +247,10 @@ func TestModel(t *testing.T) {
 				t.Fatalf("seed %d: %v", seed, w.fault)
 			}
 		}
-		waited += int64(w.waited)
+		waited, healed = waited+int64(w.waited), healed+int64(w.healed)
 		w.finish(t, seed)
 	}
-	t.Logf("%d kills, %d chunks reused at the last moment, %d packs shrunk, %d waits for sessions", killed, reused, holes, waited)
+	t.Logf("%d chunks healed, %d kills, %d chunks reused at the last moment, %d packs shrunk, %d waits for sessions", healed, killed, reused, holes, waited)
 	if reused < int64(histories)/50 || waited < int64(histories)/4 || killed < int64(histories)/4 || holes < int64(histories) {
 		t.Error("the histories hardly meet what is to be tested")
 	}
@@ -283,6 +284,7 @@ func (w *world) finish(t *testing.T, seed uint64) {
 		w.anySession().commit()
 	}
 	w.readers, w.quiet = nil, true
+	clear(w.moved) // nobody remembers the damage
 	clear(w.leases)
 	collect := func() {
 		if _, err := Run(t.Context(), w.store(), Options{}); err != nil {

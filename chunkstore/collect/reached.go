@@ -97,17 +97,19 @@ func (s *places) has(p chunk.Place) bool {
 	return word < len(set) && set[word]&bit != 0
 }
 
-// inEither counts the places of a pack that are in a or in b.
-func inEither(a, b *places, number uint32) (n int) {
-	x, y := a.packs[number], b.packs[number]
-	for i := range max(len(x), len(y)) {
-		var w uint64
-		if i < len(x) {
-			w = x[i]
+// inAny counts the places of a pack that are in at least one of some sets.
+func inAny(number uint32, sets ...*places) (n int) {
+	var all []uint64
+	for _, s := range sets {
+		set := s.packs[number]
+		if more := len(set) - len(all); more > 0 {
+			all = append(all, make([]uint64, more)...)
 		}
-		if i < len(y) {
-			w |= y[i]
+		for i, w := range set {
+			all[i] |= w
 		}
+	}
+	for _, w := range all {
 		n += bits.OnesCount64(w)
 	}
 	return n

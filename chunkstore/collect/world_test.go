@@ -29,6 +29,8 @@ type world struct {
 	sessions map[*session]uint32
 	intended []Pack
 	stored   map[chunk.ID]int // how often
+	ids      map[chunk.Place]chunk.ID
+	moved    map[chunk.Place]chunk.Place // where content of damaged chunks lies again
 	named    int
 	quiet    bool // nobody acts
 	killAt   int  // the step at which the process dies; negative: never
@@ -36,6 +38,7 @@ type world struct {
 	readers  []*point
 	fault    error // the first thing that went wrong
 	waited   int
+	healed   int
 }
 
 type packID struct {
@@ -64,7 +67,8 @@ func newWorld(seed uint64) *world {
 	return &world{
 		rng: rand.New(rand.NewPCG(seed, 77)), packs: map[packID]*packState{}, index: map[chunk.ID]chunk.Place{},
 		pages: map[chunk.Place][]byte{}, gone: map[chunk.Place]bool{}, points: map[string]*point{}, removed: map[string]*point{},
-		leases: map[string]int{}, sessions: map[*session]uint32{}, stored: map[chunk.ID]int{}, killAt: -1,
+		leases: map[string]int{}, sessions: map[*session]uint32{}, stored: map[chunk.ID]int{},
+		ids: map[chunk.Place]chunk.ID{}, moved: map[chunk.Place]chunk.Place{}, killAt: -1,
 	}
 }
 
@@ -113,7 +117,7 @@ func (w *world) check() {
 
 func (w *world) whole(p *point, what string) {
 	for _, at := range p.needs {
-		if w.gone[at] {
+		if w.gone[at] || w.gone[w.moved[at]] {
 			w.failf("%s %s needs %v, which was given back", what, p.name, at)
 			return
 		}
@@ -151,10 +155,28 @@ func (w *world) act() {
 			w.leases[w.readers[i].name]--
 			w.readers = slices.Delete(w.readers, i, i+1)
 		}
+	case 8:
+		w.damage()
 	default:
-		if p, ok := pick(w, w.points); ok && w.rng.IntN(2) == 0 {
+		if p, ok := pick(w, w.points); ok {
 			w.remove(p)
 		}
+	}
+}
+
+// damage makes a chunk that a point needs unreadable, if the same content is found elsewhere: it is read there from then
+// on.
+func (w *world) damage() {
+	p, ok := pick(w, w.points)
+	if !ok {
+		return
+	}
+	at := p.needs[w.rng.IntN(len(p.needs))]
+	id, known := w.ids[at]
+	found, ok := w.index[id]
+	if known && ok && found != at && w.moved[at].IsZero() {
+		w.moved[at] = found
+		w.healed++
 	}
 }
 
@@ -222,6 +244,9 @@ func (w *world) Roots(context.Context) (out Roots, err error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(w.points)) {
 		out.Disks = append(out.Disks, w.points[name].root)
+	}
+	for _, to := range w.moved {
+		out.Also = append(out.Also, Needed{Data, to})
 	}
 	for _, name := range slices.Sorted(maps.Keys(w.removed)) {
 		if w.points[name] == nil && w.leases[name] > 0 {
