@@ -34,6 +34,7 @@ type Reader struct {
 	openedBy  string    // see OpenedBy
 	indexDir  string    // where the index lies; "" if the store is not on the real disk
 	digestKey [32]byte
+	namers    sync.Pool // of namer
 	leases    leases
 	packs     packCache
 	frames    *otter.Cache[frameKey, []byte]
@@ -64,6 +65,7 @@ const (
 
 func newReader(dir string, b backend.Backend, super Superblock, key keys.Master, o Options) (*Reader, error) {
 	r := &Reader{dir: dir, b: b, super: super, key: key, digestKey: key.DigestKey()}
+	r.namers.New = func() any { return newNamer(super.Digest, r.digestKey) }
 	r.packs = packCache{r: r, open: map[packKey]*list.Element{}, order: list.New()}
 	r.leases = leases{log: o.Logger, seen: r.seePoint, held: map[PointID]*lease{}}
 	if _, real := o.Disk.(disk.OS); real {
@@ -331,14 +333,6 @@ func (c *packCache) close() {
 	for c.order.Len() > 0 {
 		c.drop(c.order.Front())
 	}
-}
-
-// nameOf returns the name of a chunk's content.
-func (r *Reader) nameOf(plain []byte) (d chunk.Digest) {
-	h := hmac.New(sha256.New, r.digestKey[:])
-	h.Write(plain)
-	h.Sum(d[:0])
-	return d
 }
 
 // DerivedKey returns a secret for a purpose outside the store that is the same in every process that opens it: for file

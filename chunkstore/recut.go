@@ -2,10 +2,7 @@ package chunkstore
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
 	"fmt"
-	"hash"
 	"io"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
@@ -16,13 +13,13 @@ import (
 
 // worker reads, cuts, names and compresses leaves, one after the other.
 type worker struct {
-	in  *ingest
-	mac hash.Hash
+	in *ingest
+	namer
 	buf []byte // the leaf's content, as far as it was read
 }
 
 func newWorker(in *ingest) *worker {
-	return &worker{in: in, mac: hmac.New(sha256.New, in.x.s.digestKey[:]), buf: make([]byte, manifest.LeafSize)}
+	return &worker{in: in, namer: newNamer(in.x.s.super.Digest, in.x.s.digestKey), buf: make([]byte, manifest.LeafSize)}
 }
 
 // leaf turns a job into pieces.
@@ -272,9 +269,7 @@ func (w *worker) piece(ctx context.Context, old manifest.Leaf, start int, data [
 	if isZero(data) {
 		return p
 	}
-	w.mac.Reset()
-	w.mac.Write(data)
-	w.mac.Sum(p.digest[:0])
+	p.digest = w.name(data)
 	p.id = p.digest.ID()
 	if e, s := old.Find(start); s == start && int(e.End) == p.end && e.ID == p.id && w.in.x.s.holds(ctx, p.id, e.Place) {
 		p.place, p.known = e.Place, true

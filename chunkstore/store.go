@@ -8,6 +8,7 @@ import (
 	"math"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,13 +26,15 @@ import (
 // Options for Create, Open and OpenReader. The zero value of every field but Unlock is right for use.
 type Options struct {
 	Unlock     Unlock
-	Disk       disk.Disk                         // nil: the real one
-	IndexDir   string                            // default: "index" in the store. Always on the real disk
-	CacheBytes int64                             // of decoded frames; default 64 MiB
-	PackSize   int64                             // bytes at which a pack is sealed; default 64 MiB
-	Cutter     string                            // of a store that Create makes: one of Cutters; default the first
-	ReadClocks func() (retention.Reading, error) // default retention.Read
-	Logger     *slog.Logger                      // nil: silent
+	Disk       disk.Disk // nil: the real one
+	IndexDir   string    // default: "index" in the store. Always on the real disk
+	CacheBytes int64     // of decoded frames; default 64 MiB
+	PackSize   int64     // bytes at which a pack is sealed; default 64 MiB
+	Cutter     string    // of a store that Create makes: one of Cutters; default the first
+	// Digest and Compression of a store that Create makes: one of Digests, one of Compressions; default the first of each.
+	Digest, Compression string
+	ReadClocks          func() (retention.Reading, error) // default retention.Read
+	Logger              *slog.Logger                      // nil: silent
 	// KeyFile, if not nil, is the content of a key file, keys.FileSize bytes, that is to open the store that Create makes.
 	KeyFile []byte
 	// KeepKit, if not nil, is given the recovery kit by Create before there is a store that needs it. An error ends
@@ -54,6 +57,12 @@ func (o *Options) complete(dir string) {
 	}
 	if o.Cutter == "" {
 		o.Cutter = cut.Default
+	}
+	if o.Digest == "" {
+		o.Digest = Digests()[0]
+	}
+	if o.Compression == "" {
+		o.Compression = Compressions()[0]
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -103,7 +112,7 @@ func Create(ctx context.Context, dir string, passphrase []byte, work int, o Opti
 	id := key.ID()
 	s := Superblock{
 		Format: storeFormat, Version: storeVersion, UUID: NewUUID(), Created: time.Now().UTC().Truncate(time.Second),
-		KeyID: hex.EncodeToString(id[:]), Digest: digestHMAC, Cutter: o.Cutter, Compression: "zstd",
+		KeyID: hex.EncodeToString(id[:]), Digest: o.Digest, Cutter: o.Cutter, Compression: o.Compression,
 	}
 	raw, err := s.encode(key)
 	if err != nil {
@@ -137,9 +146,16 @@ func (o *Options) checkNew(passphrase []byte) error {
 	if len(passphrase) == 0 && o.KeyFile == nil {
 		return errs.Text("wrap key", "", errs.Invalid, "the passphrase is empty")
 	}
-	if _, err := cut.ByName(o.Cutter); err != nil {
-		return errs.Text("choose cutter", o.Cutter, errs.Invalid, "there is none of that name").
-			WithNext("There are: " + strings.Join(cut.Names(), ", ") + ".")
+	for _, c := range []struct {
+		what, name string
+		known      []string
+	}{
+		{"cutter", o.Cutter, Cutters()}, {"digest", o.Digest, Digests()}, {"compression", o.Compression, Compressions()},
+	} {
+		if !slices.Contains(c.known, c.name) {
+			return errs.Text("choose "+c.what, c.name, errs.Invalid, "there is none of that name").
+				WithNext("There are: " + strings.Join(c.known, ", ") + ".")
+		}
 	}
 	return nil
 }
@@ -267,9 +283,12 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 		_ = lock.Close()
 		return nil, err
 	}
-	s := &Store{Reader: r, lock: lock, log: o.Logger, indexDir: o.IndexDir, codec: codecs[r.super.Compression], packSize: o.PackSize,
+	s := &Store{Reader: r, lock: lock, log: o.Logger, indexDir: o.IndexDir, packSize: o.PackSize,
 		readClocks: o.ReadClocks, sessions: map[*Session]uint32{}}
 	if s.cutter, err = cut.ByName(r.super.Cutter); err == nil {
+		s.codec, err = codecByName(r.super.Compression)
+	}
+	if err == nil {
 		s.dirs, err = newDirectories()
 	}
 	if err == nil {

@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/backend"
@@ -27,7 +29,7 @@ type Superblock struct {
 	UUID        UUID      `json:"uuid"`
 	Created     time.Time `json:"created"`
 	KeyID       string    `json:"key_id"`      // 16 hexadecimal digits; tells a wrong key from a damaged store
-	Digest      string    `json:"digest"`      // how new chunks are named: "hmac-sha256"
+	Digest      string    `json:"digest"`      // how chunks are named: one of Digests
 	Cutter      string    `json:"cutter"`      // how disks are cut: a name of package cut
 	Compression string    `json:"compression"` // of new chunks: "zstd", "s2" or "none"
 	MAC         string    `json:"mac"`         // HMAC-SHA-256 of this object with an empty mac, under the sign key
@@ -61,11 +63,27 @@ func (u *UUID) UnmarshalText(b []byte) error {
 const (
 	storeFormat  = "holdfast-store"
 	storeVersion = 1
-	digestHMAC   = "hmac-sha256"
 )
 
-// codecs are the compressions a superblock can name.
-var codecs = map[string]pack.Codec{"zstd": pack.Zstd, "s2": pack.S2, "none": pack.None}
+// codecs are the compressions of new chunks, the default first.
+var codecs = []pack.Codec{pack.Zstd, pack.S2, pack.None}
+
+// Compressions lists the ways in which a store can compress chunks, by the names that Options.Compression takes, the
+// default first.
+func Compressions() (names []string) {
+	for _, c := range codecs {
+		names = append(names, c.String())
+	}
+	return names
+}
+
+func codecByName(name string) (pack.Codec, error) {
+	if i := slices.Index(Compressions(), name); i >= 0 {
+		return codecs[i], nil
+	}
+	return 0, errs.Text("find compression", name, errs.Unsupported, "this version of Holdfast knows only "+strings.Join(Compressions(), ", ")).
+		WithNext("Use the version that made the store, or a newer one.")
+}
 
 func (s Superblock) mac(k keys.Master) (string, error) {
 	s.MAC = ""
@@ -124,12 +142,17 @@ func readSuperblock(ctx context.Context, b backend.Backend, dir string) (Superbl
 		return s, errs.Text("open store", dir, errs.Unsupported, fmt.Sprintf("store version %d", s.Version)).
 			WithNext("It was made by a newer Holdfast: use that one.")
 	}
-	if _, ok := codecs[s.Compression]; !ok || s.Digest != digestHMAC {
-		return s, errs.Text("open store", dir, errs.Unsupported,
-			fmt.Sprintf("digest %q with compression %q", s.Digest, s.Compression)).
-			WithNext("It was made by a newer Holdfast: use that one.")
+	return s, errs.Wrap("open store", dir, checkKnown(s))
+}
+
+// checkKnown fails with errs.Unsupported if the store asks for what this version does not know. The cutter is looked at
+// by those who write: what others have cut can be read.
+func checkKnown(s Superblock) error {
+	if err := checkDigest(s.Digest); err != nil {
+		return err
 	}
-	return s, nil
+	_, err := codecByName(s.Compression)
+	return err
 }
 
 // readObject reads a small object whole.

@@ -21,7 +21,8 @@ import (
 )
 
 func (a *app) initCommand() *cobra.Command {
-	var kit, cutter string
+	var kit string
+	var o chunkstore.Options
 	c := &cobra.Command{
 		Use: "init DIR", Short: "Make a store", Args: exactly(1, "the folder of the new store"),
 		Long: "Make a store in DIR, which must be empty or not exist, and write its recovery kit to a file beside it.\n" +
@@ -29,20 +30,33 @@ func (a *app) initCommand() *cobra.Command {
 			"With --key-file F the store is opened by that file, which is made if it does not exist; with --passphrase-file\n" +
 			"as well, either opens it. The key file must not lie in the store.\n" +
 			"How disks are cut is decided for the life of the store: by content (cdc), which finds what is equal wherever it\n" +
-			"lies, or at every 64 KiB (fixed-64k).",
+			"lies, or at every 64 KiB (fixed-64k). So is how pieces are named: by keyed BLAKE3, or by HMAC-SHA-256, which takes\n" +
+			"twice the time and is what FIPS 140 allows. Compression: zstd; s2, which takes half the time and a third more space;\n" +
+			"or none, for a disk that compresses by itself.",
 		RunE: func(c *cobra.Command, args []string) error {
-			if !slices.Contains(chunkstore.Cutters(), cutter) {
-				return usage(c.CommandPath(), fmt.Sprintf("--cutter %s: there are %s", cutter, strings.Join(chunkstore.Cutters(), " and ")))
+			for _, f := range []struct {
+				flag, value string
+				choices     []string
+			}{
+				{"--cutter", o.Cutter, chunkstore.Cutters()},
+				{"--digest", o.Digest, chunkstore.Digests()},
+				{"--compression", o.Compression, chunkstore.Compressions()},
+			} {
+				if !slices.Contains(f.choices, f.value) {
+					return usage(c.CommandPath(), fmt.Sprintf("%s %s: there are %s", f.flag, f.value, orList(f.choices, "and")))
+				}
 			}
-			return a.init(c.Context(), args[0], kit, cutter)
+			return a.init(c.Context(), args[0], kit, o)
 		},
 	}
-	c.Flags().StringVar(&cutter, "cutter", chunkstore.Cutters()[0], "how disks are cut: "+strings.Join(chunkstore.Cutters(), " or "))
+	c.Flags().StringVar(&o.Cutter, "cutter", chunkstore.Cutters()[0], "how disks are cut: "+orList(chunkstore.Cutters(), "or"))
+	c.Flags().StringVar(&o.Digest, "digest", chunkstore.Digests()[0], "how pieces are named: "+orList(chunkstore.Digests(), "or"))
+	c.Flags().StringVar(&o.Compression, "compression", chunkstore.Compressions()[0], "how pieces are compressed: "+orList(chunkstore.Compressions(), "or"))
 	c.Flags().StringVar(&kit, "kit", "", "file to write the recovery kit to (default DIR.kit)")
 	return c
 }
 
-func (a *app) init(ctx context.Context, dir, kit, cutter string) error {
+func (a *app) init(ctx context.Context, dir, kit string, o chunkstore.Options) error {
 	dir = filepath.Clean(dir)
 	if kit == "" {
 		kit = dir + ".kit"
@@ -67,10 +81,9 @@ func (a *app) init(ctx context.Context, dir, kit, cutter string) error {
 	if err != nil {
 		return err
 	}
-	made, err := chunkstore.Create(ctx, dir, pass, keys.Work, chunkstore.Options{
-		Logger: a.logger(), KeyFile: file, Cutter: cutter,
-		KeepKit: func(text []byte) error { return errs.Wrap("write recovery kit", kit, writeKit(part, text)) },
-	})
+	o.Logger, o.KeyFile = a.logger(), file
+	o.KeepKit = func(text []byte) error { return errs.Wrap("write recovery kit", kit, writeKit(part, text)) }
+	made, err := chunkstore.Create(ctx, dir, pass, keys.Work, o)
 	if err != nil {
 		if _, ok := finishable(ctx, dir, part); !ok {
 			_ = os.Remove(part) // it opens nothing
@@ -79,6 +92,12 @@ func (a *app) init(ctx context.Context, dir, kit, cutter string) error {
 		return errs.Wrap("make store", dir, err)
 	}
 	return a.made(dir, part, kit, made.Superblock)
+}
+
+// orList writes "a, b or c".
+func orList(names []string, or string) string {
+	last := len(names) - 1
+	return strings.Join(names[:last], ", ") + " " + or + " " + names[last]
 }
 
 // firstSecrets returns what is to open a new store: a passphrase, the content of a key file, or both. drop takes the key
