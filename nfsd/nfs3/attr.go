@@ -174,6 +174,9 @@ func (s *service) setattr(ctx context.Context, c *rpc.Call, r *rpc.Reply) error 
 	if err == nil {
 		if setter, ok := t.node.(fs.AttrSetter); ok {
 			_, err = setter.SetAttr(ctx, set, guard)
+			if set.Size != nil && mayHaveLost(err) {
+				t.entry.Lost() // a size is set durably: what could not be synced may be unstable writes of before
+			}
 		} else {
 			err = fs.StatusReadOnly
 		}

@@ -26,6 +26,10 @@ func (s *service) read(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 	if err == nil {
 		n, eof, err = fill(ctx, c, r, t, extent{off, min(count, MaxTransfer), a.Size})
 	}
+	if err == nil && eof && off+uint64(n) < uint64(a.Size) {
+		// It became shorter while it was read: the reply must not state a size that READ does not give.
+		a, err = f.Attr(ctx)
+	}
 	result(r, t, err)
 	if err != nil {
 		r.SetBody(0)
@@ -175,7 +179,7 @@ func mayHaveLost(err error) bool {
 	}
 	switch fs.StatusOf(err) {
 	case fs.StatusReadOnly, fs.StatusInvalid, fs.StatusTooLarge, fs.StatusNotSupported, fs.StatusStale,
-		fs.StatusBadHandle, fs.StatusDelay, fs.StatusAccess, fs.StatusPermission:
+		fs.StatusBadHandle, fs.StatusDelay, fs.StatusAccess, fs.StatusPermission, fs.StatusNotSync, fs.StatusIsDir:
 		return false
 	}
 	return true

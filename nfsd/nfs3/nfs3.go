@@ -16,6 +16,7 @@
 //  5. Cookies 1 and 2 are "." and ".."; a tree's cookie c is sent as c + 2. The cookie verifier is always 0.
 //  6. A reply is never longer than the client's count, maxcount or rtmax asked for.
 //  7. A folder's listing is taken before its nodes are asked for attributes: no tree is called from within List.
+//  8. A call that hangs in a tree is answered without it: JUKEBOX, or IO if the node said that it is no disk image.
 //
 // The replies of GETATTR, LOOKUP, ACCESS, READ, WRITE and COMMIT are encoded by hand without allocation; a test holds
 // them equal to go-nfs's encoder, whose words (NFSStatus, NFSProcedure, FileType, ...) are used throughout.
@@ -88,8 +89,9 @@ func New(t *handle.Table) rpc.Program {
 		{nfs.NFSProcedurePathConf, false, s.pathconf},
 		{nfs.NFSProcedureCommit, false, s.commit},
 	} {
-		procs[p.number] = rpc.Procedure{Name: p.number.String(), Once: p.once, Serve: p.serve}
+		procs[p.number] = rpc.Procedure{Name: p.number.String(), Once: p.once, Serve: p.serve, Late: lateOf(p.number)}
 	}
+	procs[nfs.NFSProcedureNull].Late = nil // it has no status, and waits for nothing
 	return rpc.Program{Number: Number, Name: "nfs", Versions: map[uint32][]rpc.Procedure{Version: procs}}
 }
 
@@ -109,7 +111,11 @@ func (s *service) resolve(ctx context.Context, c *rpc.Call, h []byte) (target, e
 	if err != nil {
 		return target{}, err
 	}
-	return target{e, n}, nil
+	t := target{e, n}
+	if t.small() {
+		c.MarkSmall()
+	}
+	return t, nil
 }
 
 // resolveDir finds the folder of a handle.

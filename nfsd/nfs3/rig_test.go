@@ -2,6 +2,8 @@ package nfs3
 
 import (
 	"context"
+	"errors"
+	"net"
 	"net/netip"
 	"testing"
 
@@ -83,6 +85,32 @@ func (r *rig) call(p nfs.NFSProcedure, args nfstest.Words) (nfs.NFSStatus, *nfst
 		r.t.Fatalf("%v: denied %v, status %d", p, reply.Denied, reply.Stat)
 	}
 	return nfs.NFSStatus(reply.U32()), &reply.Results
+}
+
+// listen serves the rig on loopback until the test's end, for what needs a connection, and returns the address.
+func (r *rig) listen() string {
+	r.t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, e := range r.table.List() {
+		export := e.Export
+		export.Allow = append(export.Allow, netip.MustParsePrefix("127.0.0.0/8"))
+		if err := errors.Join(r.table.Remove(e.Path), r.table.Add(export)); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.srv.Serve(ctx, ln) }()
+	r.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			r.t.Error(err)
+		}
+	})
+	return ln.Addr().String()
 }
 
 // must is call for a success.

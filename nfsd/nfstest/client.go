@@ -78,6 +78,9 @@ type Results struct {
 	b []byte
 }
 
+// ResultsOf takes bytes apart.
+func ResultsOf(t testing.TB, b []byte) *Results { return &Results{t, b} }
+
 // U32 reads an unsigned integer.
 func (r *Results) U32() uint32 {
 	r.t.Helper()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	nfs "github.com/willscott/go-nfs"
@@ -26,9 +27,12 @@ type pending struct {
 	entry *cacheEntry
 
 	conn     *conn // nil for a datagram
-	records  int64 // weight held of the connection's budgets
+	places   int64 // weight held of the connection's budgets
+	records  int64
 	bulk     int64
 	small    int64
+	marked   atomic.Bool // see Call.MarkSmall
+	late     late
 	reserved func(ctx context.Context, bulk bool, n int) error // bound once per object
 }
 
@@ -48,6 +52,7 @@ func (s *Server) putPending(p *pending) {
 	s.buffers.put(p.rec)
 	s.buffers.put(p.reply.body)
 	if c := p.conn; c != nil {
+		c.count.Release(p.places)
 		c.records.Release(p.records)
 		c.bulk.Release(p.bulk)
 		c.small.Release(p.small)
@@ -55,7 +60,9 @@ func (s *Server) putPending(p *pending) {
 	p.Call = Call{}
 	p.reply = Reply{pool: p.reply.pool}
 	p.rec, p.prog, p.proc, p.count, p.entry, p.conn = nil, nil, nil, nil, nil, nil
-	p.recordLen, p.records, p.bulk, p.small = 0, 0, 0, 0
+	p.recordLen, p.places, p.records, p.bulk, p.small = 0, 0, 0, 0, 0
+	p.marked.Store(false)
+	p.late.answered = false
 	s.pending.Put(p)
 }
 
@@ -109,7 +116,7 @@ func (s *Server) begin(p *pending, rec []byte, peer netip.Addr) error {
 		p.reply.deny(rejectAuthError, uint32(stat))
 		return nil
 	}
-	p.Peer, p.Args, p.reserve = peer, cur.Rest(), p.reserved
+	p.Peer, p.Args, p.reserve, p.Call.small = peer, cur.Rest(), p.reserved, &p.marked
 	s.find(p)
 	return nil
 }
@@ -139,8 +146,11 @@ func (s *Server) find(p *pending) {
 // execute runs the procedure and completes the reply, whatever happens.
 func (s *Server) execute(ctx context.Context, p *pending) {
 	s.counters.inFlight.Add(1)
-	ctx, cancel := context.WithDeadline(ctx, p.arrived.Add(s.limits.Deadline))
+	due := p.arrived.Add(s.limits.Deadline)
+	ctx, cancel := context.WithDeadline(ctx, due.Add(-s.limits.Deadline/graceShare))
+	p.watch(due)
 	s.guarded(ctx, p)
+	p.unwatch()
 	cancel()
 	s.counters.inFlight.Add(-1)
 	took := time.Since(p.arrived)
@@ -154,7 +164,7 @@ func (s *Server) execute(ctx context.Context, p *pending) {
 		s.events.Call(CallInfo{Program: p.prog.Name, Procedure: p.proc.Name, Peer: p.Peer, Duration: took,
 			Bytes: p.reply.Bytes, Status: p.reply.Status, Err: p.reply.Err})
 	}
-	if p.entry != nil {
+	if p.entry != nil && !p.late.answered {
 		p.reply.finish()
 		s.cache.finish(p.Peer, p.entry, p.reply.Out)
 	}

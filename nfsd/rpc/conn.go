@@ -28,7 +28,8 @@ type conn struct {
 	ctx    context.Context // ends with the connection
 	cancel context.CancelFunc
 
-	records *semaphore.Weighted // bytes of records
+	count   *semaphore.Weighted // calls
+	records *semaphore.Weighted // bytes of records longer than their share
 	bulk    *semaphore.Weighted // bytes of bulk replies
 	small   *semaphore.Weighted // bytes of other replies
 	calls   sync.WaitGroup
@@ -36,18 +37,20 @@ type conn struct {
 	draining atomic.Bool
 	broken   atomic.Bool
 	armed    bool     // a read deadline is set; the reader's own
+	stalled  bool     // a record was put off, and none has found room since; the reader's own
 	next     *pending // the call whose record is being read; the reader's own
 
-	writing chan struct{} // the write lock: first come, first served, and given up when the connection breaks
-	vec     [2][]byte     // guarded by writing
-	bufs    net.Buffers
+	turn turn
+	vec  [2][]byte // whoever has the turn may use it
+	bufs net.Buffers
 }
 
 // readBuffer holds many small calls, so that one system call brings them.
 const readBuffer = 32 << 10
 
 func newConn(ctx context.Context, s *Server, nc net.Conn, peer netip.Addr) *conn {
-	c := &conn{srv: s, nc: nc, peer: peer, base: ctx, writing: make(chan struct{}, 1),
+	c := &conn{srv: s, nc: nc, peer: peer, base: ctx,
+		count:   semaphore.NewWeighted(int64(s.limits.Calls)),
 		records: semaphore.NewWeighted(int64(s.limits.RecordBytes)),
 		bulk:    semaphore.NewWeighted(int64(s.limits.BulkBytes)),
 		small:   semaphore.NewWeighted(int64(s.limits.SmallBytes))}
@@ -106,12 +109,19 @@ func (c *conn) read() error {
 		p.conn, c.next = c, p
 		rec, buf, err := r.next()
 		p.rec = buf
+		putOff := err == errPutOff
+		if putOff {
+			err = nil
+		}
 		if err == nil && c.draining.Load() {
 			err = os.ErrDeadlineExceeded
 		}
 		if err == nil {
 			p.arrived = time.Now()
 			err = s.begin(p, rec, c.peer)
+		}
+		if putOff && err == nil {
+			s.putOff(p)
 		}
 		if err != nil {
 			s.putPending(p)
@@ -159,22 +169,27 @@ func (c *conn) run(p *pending, replay []byte) {
 		c.srv.execute(ctx, p)
 		p.reply.finish()
 	}
+	if !p.late.answered {
+		c.reply(&p.reply, p.bulk > 0)
+	}
+}
+
+// reply sends a finished reply, or breaks the connection.
+func (c *conn) reply(r *Reply, bulk bool) {
 	if c.ctx.Err() != nil {
 		return
 	}
-	if err := c.send(p.reply.Out, p.reply.padded()); err != nil {
+	if err := c.send(r.Out, r.padded(), bulk); err != nil {
 		c.fail(err)
 	}
 }
 
 // send writes one reply.
-func (c *conn) send(head, body []byte) error {
-	select {
-	case c.writing <- struct{}{}:
-	case <-c.ctx.Done():
-		return c.ctx.Err()
+func (c *conn) send(head, body []byte, bulk bool) error {
+	if err := c.turn.take(c.ctx, bulk); err != nil {
+		return err
 	}
-	defer func() { <-c.writing }()
+	defer c.turn.pass()
 	if err := c.nc.SetWriteDeadline(time.Now().Add(c.srv.limits.WriteTimeout)); err != nil {
 		return err
 	}
@@ -189,15 +204,43 @@ func (c *conn) send(head, body []byte) error {
 	return err
 }
 
-// takeRecord takes budget for n more bytes of the record being read. A call weighs at least its share of the count.
-func (c *conn) takeRecord(n int) error {
-	l := &c.srv.limits
-	c.next.recordLen += n
-	w := int64(max(c.next.recordLen, l.RecordBytes/l.Calls)) - c.next.records
-	if err := c.records.Acquire(c.ctx, w); err != nil {
-		return err
+// takeRecord takes budget for n more bytes of the record being read: one place in the count, and of the bytes what the
+// record has beyond a call's share of them. A whole record that finds no room for long, because the calls before it
+// hang, is put off, and so are those behind it until there is room: a small call that follows must not wait.
+func (c *conn) takeRecord(n int, whole bool) error {
+	l, p := &c.srv.limits, c.next
+	if p.places == 0 {
+		if err := c.count.Acquire(c.ctx, 1); err != nil {
+			return err
+		}
+		p.places = 1
 	}
-	c.next.records += w
+	p.recordLen += n
+	w := int64(p.recordLen) - p.records
+	if p.recordLen <= l.RecordBytes/l.Calls {
+		return nil
+	}
+	ok := c.records.TryAcquire(w)
+	if !ok && whole && c.stalled {
+		return errPutOff
+	}
+	if !ok {
+		ctx, cancel := c.ctx, context.CancelFunc(func() {})
+		if whole {
+			ctx, cancel = context.WithTimeout(c.ctx, l.Stall)
+		}
+		err := c.records.Acquire(ctx, w)
+		cancel()
+		switch {
+		case err != nil && c.ctx.Err() != nil:
+			return c.ctx.Err()
+		case err != nil:
+			c.stalled = true
+			return errPutOff
+		}
+	}
+	c.stalled = false
+	p.records += w
 	return nil
 }
 

@@ -18,6 +18,7 @@ const (
 var (
 	errOversize  = errors.New("the record is larger than allowed")
 	errFragments = errors.New("the record has too many fragments")
+	errPutOff    = errors.New("the record found no room in time")
 )
 
 // classes are the sizes of pooled buffers: small calls, 4 KiB replies, 4 KiB writes, listings, 1 MiB replies, 1 MiB
@@ -60,13 +61,14 @@ type recordReader struct {
 	pool *pool
 	// limit returns the largest record that is accepted now, asked with the bytes wanted.
 	limit func(n int) int
-	// take waits until n more bytes of records fit into the budget.
-	take func(n int) error
+	// take waits until n more bytes of records fit into the budget. It may answer errPutOff for a whole record.
+	take func(n int, whole bool) error
 	// wait is called before the reader waits for bytes: within a record or (idle) between two.
 	wait func(idle bool)
 }
 
-// next returns a record and the buffer that holds it. io.EOF means that the stream ended between two records.
+// next returns a record and the buffer that holds it. io.EOF means that the stream ended between two records. With
+// errPutOff there is a record all the same, of which only the beginning was kept.
 func (r *recordReader) next() (rec []byte, buf *buffer, err error) {
 	total := 0
 	for range maxFragments {
@@ -86,7 +88,11 @@ func (r *recordReader) next() (rec []byte, buf *buffer, err error) {
 		if total+n > r.limit(total+n) {
 			return nil, buf, errOversize
 		}
-		if err := r.take(n); err != nil {
+		whole := buf == nil && word&lastFragment != 0
+		switch err := r.take(n, whole); {
+		case err == errPutOff && whole:
+			return r.skim(n)
+		case err != nil:
 			return nil, buf, err
 		}
 		buf = r.enlarge(buf, total, total+n)
@@ -105,6 +111,26 @@ func (r *recordReader) next() (rec []byte, buf *buffer, err error) {
 		}
 	}
 	return nil, buf, errFragments
+}
+
+// skimmed is how much is kept of a record that is put off: its header, and some arguments.
+const skimmed = 512
+
+// skim reads a record of n bytes without holding it.
+func (r *recordReader) skim(n int) (rec []byte, buf *buffer, err error) {
+	buf = r.pool.get(skimmed)
+	rec = buf.b[:min(n, skimmed)]
+	r.wait(false)
+	if _, err = io.ReadFull(r.r, rec); err == nil {
+		_, err = r.r.Discard(n - len(rec))
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return nil, buf, err
+	}
+	return rec, buf, errPutOff
 }
 
 // enlarge returns a buffer of at least n bytes that starts with buf's first used ones.

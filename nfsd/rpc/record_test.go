@@ -27,7 +27,7 @@ func stream(records ...[][]byte) []byte {
 
 func newReader(r io.Reader, limit int) *recordReader {
 	return &recordReader{r: bufio.NewReaderSize(r, 64), pool: &pool{}, limit: func(int) int { return limit },
-		take: func(int) error { return nil }, wait: func(bool) {}}
+		take: func(int, bool) error { return nil }, wait: func(bool) {}}
 }
 
 func TestRecords(t *testing.T) {
@@ -81,7 +81,7 @@ func TestRecordsRefused(t *testing.T) {
 func TestRecordBudgetIsAskedBeforeMemory(t *testing.T) {
 	full := errors.New("full")
 	r := newReader(bytes.NewReader(stream([][]byte{make([]byte, 50)})), 100)
-	r.take = func(n int) error {
+	r.take = func(n int, _ bool) error {
 		if n != 50 {
 			t.Errorf("asked for %d", n)
 		}

@@ -12,17 +12,22 @@
 //     small call that came after it.
 //  2. Memory is bounded per connection by count and by bytes: records by Limits.RecordBytes, replies by
 //     Limits.BulkBytes and Limits.SmallBytes. The reader stops at the first bound, and TCP makes the client wait.
-//     Calls that are not bulk never wait for a place among the bulk ones.
+//     Calls that are not bulk never wait for a place among the bulk ones, and their replies pass those of bulk calls:
+//     at most one of these is on its way to the client already. Records too large for the rest of the budget are
+//     waited for no longer than Limits.Stall; then they are put off, so that what comes behind them is read.
 //  3. Whatever a client sends, only its own connection can suffer. A message that is no call, is cut short or is
 //     larger than Limits.Record closes the connection; anything else is answered as RFC 5531, section 9, says.
 //  4. A panic of a procedure is answered SYSTEM_ERR and reported to Events.Panic.
 //  5. A procedure marked Once runs once for one call even if the client sends it again, also over a new connection:
 //     see cache.
-//  6. Every call's context ends Limits.Deadline after the call arrived, the time it waited for a place included.
+//  6. Every call is answered within Limits.Deadline from its arrival, the time it waited for a place included. Its
+//     context ends a sixteenth of that earlier. A procedure that does not return even then goes on, and keeps its
+//     places, but the client is answered without it (Procedure.Late).
 //  7. A client that does not take its replies loses its connection after Limits.WriteTimeout.
 //
-// Concurrency. One goroutine reads each connection, one runs each call; a connection's write lock is held for one
-// reply. The Server's lock guards its sets of listeners and connections and is never held during I/O.
+// Concurrency. One goroutine reads each connection, one runs each call; the turn to write to a connection is held for
+// one reply. The Server's lock guards its sets of listeners and connections and is never held during I/O. A pending
+// call's own lock is held while it is answered late.
 //
 // Tests: raw sockets with every malformed input, fuzz targets for records, headers and cursors, synctest for
 // everything about time.
@@ -33,6 +38,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
@@ -47,6 +53,10 @@ type Procedure struct {
 	// Serve appends the results to r.Out. ErrGarbage becomes GARBAGE_ARGS, any other error SYSTEM_ERR. c and all it
 	// refers to are valid until Serve returns.
 	Serve func(ctx context.Context, c *Call, r *Reply) error
+	// Late appends the results that a client gets for a call that is not answered in time: "try again" or a failure. It
+	// may run at the same time as Serve, and must not wait for anything. c.Args may be cut short. Without it the answer
+	// is SYSTEM_ERR.
+	Late func(c *Call, r *Reply)
 }
 
 // Program is one RPC program.
@@ -67,8 +77,19 @@ type Call struct {
 	Peer      netip.Addr // never a 4-in-6 address
 	Args      []byte
 
+	small   *atomic.Bool
 	reserve func(ctx context.Context, bulk bool, n int) error
 }
+
+// MarkSmall notes that the call is of those that a host's monitor makes. Small tells Late of it.
+func (c *Call) MarkSmall() {
+	if c.small != nil {
+		c.small.Store(true)
+	}
+}
+
+// Small tells whether MarkSmall was called.
+func (c *Call) Small() bool { return c.small != nil && c.small.Load() }
 
 // Reserve waits until n bytes of reply fit into the connection's budget for bulk or for small calls; they are given
 // back when the reply was sent. It must be called at most once per call, before a large reply is built, and fails
@@ -199,12 +220,13 @@ func (r *Reply) finish() {
 type Limits struct {
 	Record       int           // largest record in bytes; 1 MiB + 4 KiB
 	Calls        int           // calls of one connection read and not yet answered; 4096
-	RecordBytes  int           // bytes of their records; 32 MiB
+	RecordBytes  int           // bytes of those of their records that are longer than their share; 32 MiB
 	BulkCalls    int           // bulk calls of one connection that run at once; 128
 	BulkBytes    int           // bytes of their replies; 32 MiB
 	SmallBytes   int           // bytes of the replies of all other calls; 8 MiB
 	Conns        int           // connections; 1024, of which strangers get one in eight
-	Deadline     time.Duration // from a call's arrival to the end of its context; 8 s
+	Deadline     time.Duration // from a call's arrival to its answer; 8 s
+	Stall        time.Duration // for a record to wait for its budget before it is put off; 3 s
 	WriteTimeout time.Duration // for a client to take one reply; 30 s
 	RecordTime   time.Duration // for a client to send the rest of a record it began; 60 s
 	StrangerIdle time.Duration // for a stranger to send its next call; 30 s
@@ -226,7 +248,7 @@ func (l Limits) withDefaults() Limits {
 		field *time.Duration
 		value time.Duration
 	}{
-		{&l.Deadline, 8 * time.Second}, {&l.WriteTimeout, 30 * time.Second},
+		{&l.Deadline, 8 * time.Second}, {&l.WriteTimeout, 30 * time.Second}, {&l.Stall, 3 * time.Second},
 		{&l.RecordTime, 60 * time.Second}, {&l.StrangerIdle, 30 * time.Second},
 	} {
 		if *d.field <= 0 {

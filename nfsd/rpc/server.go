@@ -54,7 +54,7 @@ type program struct {
 type procedureCounters struct{ calls, failed, nanos, bytes atomic.Uint64 }
 
 type counters struct {
-	inFlight, accepted, replayed, dropped, panics, broken atomic.Int64
+	inFlight, accepted, replayed, dropped, panics, broken, late, putOff atomic.Int64
 }
 
 // New returns a Server that serves nothing yet.
@@ -239,13 +239,16 @@ type Stats struct {
 	Dropped    int64            // repeated calls dropped because the first one was running
 	Panics     int64
 	Broken     int64 // connections closed because of what the client sent or did not take
+	Late       int64 // calls that were answered before their procedure returned
+	PutOff     int64 // calls that were answered unread because there was no room for their records
 }
 
 // Stats reads the counters. They are not read at one instant.
 func (s *Server) Stats() Stats {
 	c := &s.counters
 	st := Stats{Accepted: c.accepted.Load(), InFlight: c.inFlight.Load(), Replayed: c.replayed.Load(),
-		Dropped: c.dropped.Load(), Panics: c.panics.Load(), Broken: c.broken.Load()}
+		Dropped: c.dropped.Load(), Panics: c.panics.Load(), Broken: c.broken.Load(), Late: c.late.Load(),
+		PutOff: c.putOff.Load()}
 	s.mu.Lock()
 	st.Conns = len(s.conns)
 	s.mu.Unlock()

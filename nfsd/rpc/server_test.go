@@ -28,11 +28,13 @@ const (
 	procBlock = 2 // waits for the gate or the context; says which
 	procPanic = 3
 	procFail  = 4
-	procBody  = 5 // a bulk body of as many bytes as asked for, after the gate
-	procSmall = 6 // the same, not bulk
-	procOnce  = 7 // counts its runs, after the gate
-	procNone  = 8 // is not there
-	procWord  = 9 // wants one word
+	procBody  = 5  // a bulk body of as many bytes as asked for, after the gate
+	procSmall = 6  // the same, not bulk
+	procOnce  = 7  // counts its runs, after the gate
+	procNone  = 8  // is not there
+	procWord  = 9  // wants one word
+	procHang  = 10 // waits for the gate whatever its context says, marked as small if it has arguments; late: 9, small
+	procStuck = 11 // the same, once
 )
 
 // bench is a server with the test program.
@@ -110,6 +112,27 @@ func (b *bench) program() rpc.Program {
 			return cur.Err()
 		}},
 	}
+	hang := rpc.Procedure{Name: "hang", Serve: func(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
+		if len(c.Args) > 0 {
+			c.MarkSmall()
+		}
+		if err := c.Reserve(ctx, true, 0); err != nil {
+			return err
+		}
+		b.runs.Add(1)
+		_ = b.pass(context.Background())
+		r.Out = append(r.Out, "nobody must see this"...)
+		return nil
+	}, Late: func(c *rpc.Call, r *rpc.Reply) {
+		word := uint32(0)
+		if c.Small() {
+			word = 1
+		}
+		r.Out = binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(r.Out, 9), word)
+	}}
+	stuck := hang
+	stuck.Once = true
+	procs = append(procs, hang, stuck)
 	return rpc.Program{Number: testProgram, Name: "test", Versions: map[uint32][]rpc.Procedure{2: procs[:1], testVersion: procs}}
 }
 
@@ -167,7 +190,7 @@ func TestRepliesOfTheRPCLayer(t *testing.T) {
 		"lowest version":        {header(5, 2, testProgram, 2, 0).Raw(sys).Raw(none), outcome{false, []uint32{0}}},
 		"unknown program":       {header(5, 2, 8, 1, 0).Raw(sys).Raw(none), outcome{false, []uint32{1}}},
 		"unknown version":       {header(5, 2, testProgram, 3, 0).Raw(sys).Raw(none), outcome{false, []uint32{2, 2, 4}}},
-		"unknown procedure":     {header(5, 2, testProgram, testVersion, 10).Raw(sys).Raw(none), outcome{false, []uint32{3}}},
+		"unknown procedure":     {header(5, 2, testProgram, testVersion, 12).Raw(sys).Raw(none), outcome{false, []uint32{3}}},
 		"huge procedure":        {header(5, 2, testProgram, testVersion, 1<<32-1).Raw(sys).Raw(none), outcome{false, []uint32{3}}},
 		"hole in the procedure": {header(5, 2, testProgram, testVersion, procNone).Raw(sys).Raw(none), outcome{false, []uint32{3}}},
 		"no arguments":          {header(5, 2, testProgram, testVersion, procWord).Raw(sys).Raw(none), outcome{false, []uint32{4}}},
