@@ -123,7 +123,8 @@ type CreateMode uint8
 
 // The ways to create a file (RFC 1813, section 3.3.8).
 const (
-	// CreateUnchecked opens an existing file and applies to it only what SetAttr names: it never empties it unasked.
+	// CreateUnchecked opens an existing file. Of SetAttr only the size is applied to it then, if it is named (O_TRUNC):
+	// the rest is for a new file, as open(2) has it, and nothing is emptied unasked.
 	CreateUnchecked CreateMode = iota
 	// CreateGuarded answers StatusExists.
 	CreateGuarded

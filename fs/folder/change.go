@@ -61,10 +61,10 @@ func (d *dir) Create(
 	ctx context.Context, name string, mode fs.CreateMode, set fs.SetAttr, verifier [8]byte,
 ) (fs.File, error) {
 	var f *file
-	var later fs.SetAttr // for a file that was there
+	var cut *int64 // the size for a file that was there
 	err := d.alterNames(ctx, name, func() (err error) {
 		if e := d.entries[name]; e != nil {
-			later = set
+			cut = set.Size
 			f, err = existing(e.node, mode, verifier)
 			return err
 		}
@@ -78,8 +78,8 @@ func (d *dir) Create(
 		}
 		return err
 	})
-	if err == nil && later != (fs.SetAttr{}) && mode == fs.CreateUnchecked {
-		_, err = f.SetAttr(ctx, later, nil)
+	if err == nil && cut != nil && mode == fs.CreateUnchecked {
+		_, err = f.SetAttr(ctx, fs.SetAttr{Size: cut}, nil)
 	}
 	if err != nil {
 		return nil, err

@@ -195,10 +195,10 @@ func existing(n anyNode, mode fs.CreateMode, set fs.SetAttr, verifier [8]byte) (
 	f, isFile := n.(*memFile)
 	switch {
 	case mode == fs.CreateUnchecked && isFile:
-		if set == (fs.SetAttr{}) {
+		if set.Size == nil {
 			return f, nil // merely opened: not even its ctime moves
 		}
-		return f, f.set(set)
+		return f, f.set(fs.SetAttr{Size: set.Size})
 	case mode == fs.CreateUnchecked && n.base().attr.Kind == fs.KindDir:
 		return nil, fs.StatusIsDir
 	case mode == fs.CreateExclusive && isFile && f.exclusive && f.verifier == verifier:

@@ -140,6 +140,24 @@ func testCreate(t *testing.T, b box) {
 	}
 	_, err = b.maker().Create(ctx, "f", fs.CreateGuarded, fs.SetAttr{}, [8]byte{})
 	want(t, "guarded create", err, fs.StatusExists)
+	if a := attr(t, f); a.Perm != 0o600 {
+		t.Errorf("the mode is %o before anybody changed it", a.Perm)
+	}
+	for _, s := range []fs.SetAttr{
+		{Perm: new(uint32(0o777)), UID: new(uint32(5)), GID: new(uint32(6)), Mtime: new(time.Unix(1, 0))},
+		{Perm: new(uint32(0o777)), Size: new(int64(3))},
+	} {
+		before := attr(t, f)
+		_, err = b.maker().Create(ctx, "f", fs.CreateUnchecked, s, [8]byte{})
+		want(t, "create with a mode", err, fs.StatusOK)
+		after := attr(t, f)
+		if after.Perm != before.Perm || after.UID != before.UID || after.GID != before.GID {
+			t.Errorf("opening an existing file changed its mode or owner: %+v, before %+v", after, before)
+		}
+		if s.Size == nil && (after.Size != before.Size || !after.Mtime.Equal(before.Mtime)) || s.Size != nil && after.Size != 3 {
+			t.Errorf("opened with %+v: %+v, before %+v", s, after, before)
+		}
+	}
 	b.dir("d")
 	_, err = b.maker().Create(ctx, "d", fs.CreateUnchecked, fs.SetAttr{}, [8]byte{})
 	want(t, "create over a folder", err, fs.StatusIsDir)

@@ -161,16 +161,15 @@ func (d *node) Create(
 	}
 	ctx, cancel := d.view.whole(ctx)
 	defer cancel()
-	// The kernel believes that the name is free. If another protocol was faster, the file is opened as it is: an
-	// unchecked create would give it our mode bits.
-	f, err := m.Create(ctx, name, fs.CreateGuarded, fs.SetAttr{Perm: new(mode & 0o7777)}, [8]byte{})
-	if fs.StatusOf(err) == fs.StatusExists && flags&unix.O_EXCL == 0 {
-		set := fs.SetAttr{}
-		if flags&unix.O_TRUNC != 0 {
-			set.Size = new(int64)
-		}
-		f, err = m.Create(ctx, name, fs.CreateUnchecked, set, [8]byte{})
+	// The kernel believes that the name is free. If another protocol was faster, the file is opened as it is.
+	set, how := fs.SetAttr{Perm: new(mode & 0o7777)}, fs.CreateUnchecked
+	if flags&unix.O_EXCL != 0 {
+		how = fs.CreateGuarded
 	}
+	if flags&unix.O_TRUNC != 0 {
+		set.Size = new(int64)
+	}
+	f, err := m.Create(ctx, name, how, set, [8]byte{})
 	if errno := d.view.errno("create", d.n.ID(), err); errno != 0 {
 		return nil, nil, 0, errno
 	}
