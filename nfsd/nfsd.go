@@ -14,8 +14,8 @@
 //  5. Memory per connection is bounded, and small calls never wait for bulk ones: see rpc, 2.
 //  6. No input stops the server or disturbs another connection: see rpc, 3 and 4.
 //
-// Layers: rpc (records, calls, repeated calls) runs mount and nfs3, which take nodes from a handle.Table. portmap is
-// a server of its own. Of go-nfs only words and types are used here; its server and client are used in tests.
+// Layers: rpc (records, calls, repeated calls) runs mount and nfs3, which take nodes from a handle.Table, and nlm, which
+// says no to locks. portmap is a server of its own. Of go-nfs only words and types are used here; its server and client are used in tests.
 //
 // Specifications: RFC 1813 (NFS v3, MOUNT v3), RFC 5531 (RPC), RFC 4506 (XDR), RFC 1833 (port mapper).
 //
@@ -27,6 +27,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync/atomic"
+	"time"
 
 	nfs "github.com/willscott/go-nfs"
 
@@ -34,6 +36,7 @@ import (
 	"github.com/holdfast-backup/holdfast/nfsd/handle"
 	"github.com/holdfast-backup/holdfast/nfsd/mount"
 	"github.com/holdfast-backup/holdfast/nfsd/nfs3"
+	"github.com/holdfast-backup/holdfast/nfsd/nlm"
 	"github.com/holdfast-backup/holdfast/nfsd/portmap"
 	"github.com/holdfast-backup/holdfast/nfsd/rpc"
 )
@@ -63,6 +66,8 @@ type Events struct {
 	Unmounted func(peer netip.Addr, path string)
 	// Refused reports a MNT that was not granted.
 	Refused func(peer netip.Addr, path string, reason nfs.MountStatus)
+	// Locked reports that a client asked for a lock, which was refused: it has mounted without nolock.
+	Locked func(peer netip.Addr)
 	// Panic is an alarm: a bug of ours that cost one call.
 	Panic func(PanicInfo)
 	// Broken reports a connection that was closed because of what the client sent, or did not take.
@@ -83,6 +88,8 @@ type Options struct {
 type Server struct {
 	table *handle.Table
 	rpc   *rpc.Server
+
+	lockNoted atomic.Int64 // when the log was told of a refused lock, Unix seconds
 }
 
 // New returns a Server without exports.
@@ -97,13 +104,31 @@ func New(o Options) (*Server, error) {
 	s := &Server{table: table}
 	s.rpc = rpc.New(rpc.Options{
 		Programs: []rpc.Program{nfs3.New(table), mount.New(table, mount.Events{
-			Mounted: o.Events.Mounted, Unmounted: o.Events.Unmounted, Refused: o.Events.Refused})},
+			Mounted: o.Events.Mounted, Unmounted: o.Events.Unmounted, Refused: o.Events.Refused}), nlm.New(s.locked(o))},
 		Known:  table.Known,
 		Limits: o.Limits,
 		Events: rpc.Events{Call: o.Events.Call, Panic: o.Events.Panic, Broken: o.Events.Broken},
 		Logger: o.Logger,
 	})
 	return s, nil
+}
+
+// lockNotes is how long the log is quiet about locks after it has told of one: a program that tries again and again
+// must not fill it.
+const lockNotes = time.Minute
+
+// locked tells log and events of refused locks.
+func (s *Server) locked(o Options) func(netip.Addr) {
+	return func(peer netip.Addr) {
+		now := time.Now().Unix()
+		if last := s.lockNoted.Load(); o.Logger != nil && now-last >= int64(lockNotes/time.Second) && s.lockNoted.CompareAndSwap(last, now) {
+			o.Logger.Warn("a client was refused a lock: there are none here, it has to mount with the option nolock",
+				"op", "lock", "peer", peer)
+		}
+		if o.Events.Locked != nil {
+			o.Events.Locked(peer)
+		}
+	}
 }
 
 // Add offers an export. Its path and ID must be free: errs.Exists, errs.Invalid.
@@ -125,6 +150,8 @@ func PortmapEntries(port uint16) []portmap.Entry {
 	return []portmap.Entry{
 		{Program: nfs3.Number, Version: nfs3.Version, Protocol: portmap.TCP, Port: uint32(port)},
 		{Program: mount.Number, Version: mount.Version, Protocol: portmap.TCP, Port: uint32(port)},
+		// So that a lock is refused rather than waited for: see nlm.
+		{Program: nlm.Number, Version: nlm.Version, Protocol: portmap.TCP, Port: uint32(port)},
 	}
 }
 

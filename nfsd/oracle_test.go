@@ -183,22 +183,7 @@ func (o *opinion) doNode(s step, h []byte) answer {
 		status, _ = o.c.NFS(s.p, on.Opaque(to).Text(s.toName))
 		return answer{status, "", ""}
 	case nfs.NFSProcedureSetAttr:
-		if s.truncate {
-			on = on.U32(0, 0, 0, 1).U64(s.off).U32(0, 0)
-		} else {
-			on = on.U32(1, s.mode, 0, 0, 0, 0, 0)
-		}
-		if s.guard {
-			on = on.U32(1, 4711, 0)
-		} else {
-			on = on.U32(0)
-		}
-		o.c.Send(nfstest.NFS, 3, uint32(s.p), on)
-		res := o.c.Receive()
-		if res.Stat != 0 { // go-nfs answers some failures in the RPC layer
-			return answer{nfs.NFSStatusServerFault, "", ""}
-		}
-		return answer{nfs.NFSStatus(res.U32()), "", ""}
+		return o.setAttr(s, on)
 	case nfs.NFSProcedureReadlink:
 		status, res := o.c.NFS(s.p, on)
 		if status != nfs.NFSStatusOk {
@@ -218,6 +203,26 @@ func (o *opinion) doNode(s step, h []byte) answer {
 		return answer{status, "", ""}
 	}
 	panic("a procedure that no step has: " + s.p.String())
+}
+
+// setAttr sets the mode or the size of a node, whose handle begins the arguments.
+func (o *opinion) setAttr(s step, on nfstest.Words) answer {
+	if s.truncate {
+		on = on.U32(0, 0, 0, 1).U64(s.off).U32(0, 0)
+	} else {
+		on = on.U32(1, s.mode, 0, 0, 0, 0, 0)
+	}
+	if s.guard {
+		on = on.U32(1, 4711, 0)
+	} else {
+		on = on.U32(0)
+	}
+	o.c.Send(nfstest.NFS, 3, uint32(s.p), on)
+	res := o.c.Receive()
+	if res.Stat != 0 { // go-nfs answers some failures in the RPC layer
+		return answer{nfs.NFSStatusServerFault, "", ""}
+	}
+	return answer{nfs.NFSStatus(res.U32()), "", ""}
 }
 
 // list returns the names in a folder with their attributes, sorted: the order is a server's own affair.

@@ -216,10 +216,16 @@ func TestNegotiation(t *testing.T) {
 			t.Errorf("version %d is no mismatch 3-3", version)
 		}
 	}
-	for _, program := range []uint32{100227, 100021, 100024, nfstest.Port} { // NFSACL, NLM, NSM, port mapper
+	for _, program := range []uint32{100227, 100024, nfstest.Port} { // NFSACL, NSM, port mapper
 		c.Send(program, 3, 0, nil)
 		if r := c.Receive(); r.Stat != 1 {
 			t.Errorf("program %d: %d", program, r.Stat)
+		}
+	}
+	for _, version := range []uint32{1, 3} { // NLM without 64 bits
+		c.Send(100021, version, 0, nil)
+		if r := c.Receive(); r.Stat != 2 || r.U32() != 4 || r.U32() != 4 {
+			t.Errorf("NLM version %d is no mismatch 4-4", version)
 		}
 	}
 	c.Send(nfstest.NFS, 3, 22, nil)

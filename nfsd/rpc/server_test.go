@@ -112,6 +112,12 @@ func (b *bench) program() rpc.Program {
 			return cur.Err()
 		}},
 	}
+	procs = append(procs, b.hanging()...)
+	return rpc.Program{Number: testProgram, Name: "test", Versions: map[uint32][]rpc.Procedure{2: procs[:1], testVersion: procs}}
+}
+
+// hanging returns procHang and procStuck.
+func (b *bench) hanging() []rpc.Procedure {
 	hang := rpc.Procedure{Name: "hang", Serve: func(ctx context.Context, c *rpc.Call, r *rpc.Reply) error {
 		if len(c.Args) > 0 {
 			c.MarkSmall()
@@ -132,8 +138,7 @@ func (b *bench) program() rpc.Program {
 	}}
 	stuck := hang
 	stuck.Once = true
-	procs = append(procs, hang, stuck)
-	return rpc.Program{Number: testProgram, Name: "test", Versions: map[uint32][]rpc.Procedure{2: procs[:1], testVersion: procs}}
+	return []rpc.Procedure{hang, stuck}
 }
 
 // newBench returns a bench whose gate is closed.
