@@ -6,7 +6,8 @@
 //
 // Folders, from the bottom: parts names the Debian packages that are needed and the cache, proc owns the child
 // processes, netns gives a lab a network, pki its certificates; debian makes the disk, qemu runs machines and moves
-// their disks, imageio runs oVirt's daemon, nfsdomain is a host's view of storage on NFS; host and engine make an oVirt
+// their disks, linux boots the smallest guest with Linux's own NFS client, in which guest runs what a test wants, such as
+// fsx; imageio runs oVirt's daemon, nfsdomain is a host's view of storage on NFS; host and engine make an oVirt
 // of them, datacenter puts that together; product installs Holdfast; scenario tells the story that `make demo` shows,
 // control runs a lab in the background, bench measures, sdk is oVirt's own client for tests. The lab sees the product
 // from outside only: by its command line and over the network.

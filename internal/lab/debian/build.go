@@ -18,8 +18,9 @@ import (
 
 const (
 	sector = 512
-	// partitionStart leaves the first MiB to the partition table and GRUB, as every installer does.
-	partitionStart = 1 << 20
+	// PartitionOffset is where the file system begins on the disk, in bytes. It leaves the first MiB to the partition
+	// table and GRUB, as every installer does.
+	PartitionOffset = 1 << 20
 	// tableStart is where boot.img's code must end and the disk's signature and partition table begin.
 	tableStart = 440
 	// typeLinux is the partition type of a Linux file system.
@@ -149,9 +150,9 @@ func (b builder) makeFileSystem(ctx context.Context, raw string) error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	kib := (int64(b.sizeMiB)<<20 - partitionStart) >> 10
+	kib := (int64(b.sizeMiB)<<20 - PartitionOffset) >> 10
 	_, err = proc.Run(ctx, path("mke2fs"), "-q", "-F", "-t", "ext4", "-L", label,
-		"-E", "offset="+strconv.Itoa(partitionStart)+",lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0",
+		"-E", "offset="+strconv.Itoa(PartitionOffset)+",lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0",
 		"-d", filepath.Join(b.work, "root"), raw, strconv.FormatInt(kib, 10)+"k")
 	return err
 }
@@ -176,7 +177,7 @@ func (b builder) makeBootable(ctx context.Context, raw string) error {
 	if err != nil {
 		return err
 	}
-	if len(boot) != sector || len(image) > partitionStart-sector {
+	if len(boot) != sector || len(image) > PartitionOffset-sector {
 		return errs.Text("write", "GRUB", errs.Unsupported, fmt.Sprintf("its images have %d and %d bytes", len(boot), len(image)))
 	}
 	f, err := os.OpenFile(raw, os.O_WRONLY, 0)
@@ -201,8 +202,8 @@ func masterBootRecord(boot []byte, sizeMiB int) []byte {
 	copy(entry[1:], []byte{0xfe, 0xff, 0xff})
 	entry[4] = typeLinux
 	copy(entry[5:], []byte{0xfe, 0xff, 0xff})
-	binary.LittleEndian.PutUint32(entry[8:], partitionStart/sector)
-	binary.LittleEndian.PutUint32(entry[12:], uint32((int64(sizeMiB)<<20-partitionStart)/sector))
+	binary.LittleEndian.PutUint32(entry[8:], PartitionOffset/sector)
+	binary.LittleEndian.PutUint32(entry[12:], uint32((int64(sizeMiB)<<20-PartitionOffset)/sector))
 	mbr[510], mbr[511] = 0x55, 0xaa
 	return mbr
 }

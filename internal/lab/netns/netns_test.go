@@ -18,6 +18,12 @@ func TestMain(m *testing.M) {
 		os.Exit(linked())
 	case "left":
 		os.Exit(left())
+	case "taps":
+		if err := taps(); err != nil {
+			_, _ = os.Stdout.WriteString(err.Error() + "\n")
+			os.Exit(9)
+		}
+		os.Exit(0)
 	default:
 		if err := Enter(); err != nil {
 			_, _ = os.Stdout.WriteString("error: " + err.Error() + "\n")

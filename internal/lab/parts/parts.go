@@ -36,6 +36,8 @@ var (
 		{"/usr/lib/x86_64-linux-gnu/qemu/block-nfs.so", "qemu-block-extra"},
 		{"qemu-img", "qemu-utils"},
 	}
+	// Kernel takes a kernel out of such a disk: internal/lab/linux.
+	Kernel = []Part{{"/usr/sbin/debugfs", "e2fsprogs"}}
 	// Python is for what oVirt publishes as Python packages; they have parts in C.
 	Python = []Part{
 		{"/usr/bin/python3", "python3"},

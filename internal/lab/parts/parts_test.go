@@ -18,7 +18,7 @@ func TestTheMakefileInstallsEveryPart(t *testing.T) {
 	_, list, _ := strings.Cut(strings.ReplaceAll(string(text), "\\\n", " "), "\nPACKAGES := ")
 	list, _, _ = strings.Cut(list, "\n")
 	installed := strings.Fields(list)
-	for _, p := range slices.Concat(Build, Machine, Imageio, NFSClient, Mount, Sanlock) {
+	for _, p := range slices.Concat(Build, Machine, Kernel, Imageio, NFSClient, Mount, Sanlock) {
 		if !slices.Contains(installed, p.Package) {
 			t.Errorf("%s comes from %s, which `make deps` does not install", p.Path, p.Package)
 		}

@@ -48,6 +48,7 @@ type Config struct {
 	Q35       bool      // the newer PC instead of the older one, which starts a little faster
 	MemoryMiB int       // 0: 512
 	CPUs      int       // 0: 2
+	Direct    *Direct   // boots a kernel without a disk: there need be none then
 	Stderr    io.Writer // sees what qemu itself says; may be nil
 }
 
@@ -60,7 +61,7 @@ type Drive struct {
 
 // drives returns the disks, however they were given.
 func (cfg Config) drives() []Drive {
-	if len(cfg.Drives) > 0 {
+	if len(cfg.Drives) > 0 || cfg.Direct != nil && cfg.Disk == nil {
 		return cfg.Drives
 	}
 	return []Drive{{Top: cfg.Disk, SCSI: cfg.SCSI}}
@@ -72,6 +73,7 @@ type VM struct {
 	process *proc.Process
 	console *Console
 	qmp     *QMP
+	line    net.Conn // of a machine with Direct
 	folder  string
 	ended   chan struct{} // closed when everything was cleaned up
 
@@ -116,11 +118,20 @@ func (vm *VM) start(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer control.Close()
+	listeners := []*net.UnixListener{serial, control}
+	if cfg.Direct != nil {
+		line, err := listen(vm.path("line"))
+		if err != nil {
+			return err
+		}
+		defer line.Close()
+		listeners = append(listeners, line)
+	}
 	vm.process, err = proc.Start(ctx, proc.Spec{Args: vm.arguments(cfg), Dir: vm.folder, Stderr: cfg.Stderr})
 	if err != nil {
 		return err
 	}
-	if err := vm.connect(ctx, serial, control); err != nil {
+	if err := vm.connect(ctx, listeners); err != nil {
 		vm.process.Kill()
 		if said := vm.process.Tail(); said != "" {
 			err = fmt.Errorf("%w; qemu said: %s", err, said)
@@ -130,22 +141,33 @@ func (vm *VM) start(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-func (vm *VM) connect(ctx context.Context, serial, control *net.UnixListener) error {
+// connect waits for qemu at the listeners: console, control and, if there is one, the line.
+func (vm *VM) connect(ctx context.Context, listeners []*net.UnixListener) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
-	serialConn, err := vm.accept(ctx, serial)
-	if err != nil {
+	var conns []net.Conn
+	defer func() {
+		if err != nil {
+			for _, c := range conns {
+				_ = c.Close() // the first error matters
+			}
+		}
+	}()
+	for _, l := range listeners {
+		c, err := vm.accept(ctx, l)
+		if err != nil {
+			return err
+		}
+		conns = append(conns, c)
+	}
+	if vm.qmp, err = NewQMP(ctx, conns[1]); err != nil {
 		return err
 	}
-	vm.console = newConsole(serialConn)
-	controlConn, err := vm.accept(ctx, control)
-	if err == nil {
-		vm.qmp, err = NewQMP(ctx, controlConn)
+	vm.console = newConsole(conns[0])
+	if len(conns) > 2 {
+		vm.line = conns[2]
 	}
-	if err != nil {
-		vm.console.close()
-	}
-	return err
+	return nil
 }
 
 // accept waits for qemu to connect, or to end before it did.
@@ -191,6 +213,9 @@ func (vm *VM) arguments(cfg Config) []string {
 		"-chardev", "socket,id=serial,path=" + vm.path("serial"), "-serial", "chardev:serial",
 		"-chardev", "socket,id=qmp,path=" + vm.path("qmp"), "-mon", "chardev=qmp,mode=control",
 		"-device", "virtio-rng-pci"}
+	if cfg.Direct != nil {
+		args = append(args, cfg.Direct.arguments(vm.path("line"))...)
+	}
 	return append(args, driveArguments(cfg.drives())...)
 }
 
@@ -229,6 +254,9 @@ func (vm *VM) cleanUp() {
 	<-vm.process.Done()
 	vm.console.close()
 	vm.qmp.Close()
+	if vm.line != nil {
+		_ = vm.line.Close() // nothing is left at its other end
+	}
 	_ = os.RemoveAll(vm.folder) // a folder of empty sockets
 	close(vm.ended)
 }
