@@ -37,6 +37,7 @@ type builder struct {
 	work    string // everything lies below
 	out     string // becomes the finished folder
 	sizeMiB int
+	server  *Server
 	log     io.Writer
 }
 
@@ -46,6 +47,7 @@ func (b builder) run(ctx context.Context) error {
 		return err
 	}
 	raw, qcow2 := filepath.Join(b.out, "disk.raw"), filepath.Join(b.out, "disk.qcow2")
+	files := []string{raw}
 	for _, s := range []struct {
 		what string
 		do   func() error
@@ -54,6 +56,10 @@ func (b builder) run(ctx context.Context) error {
 		{"make the file system", func() error { return b.makeFileSystem(ctx, raw) }},
 		{"write the partition table and the boot loader", func() error { return b.makeBootable(ctx, raw) }},
 		{"convert to qcow2", func() error {
+			if b.server != nil {
+				return nil
+			}
+			files = append(files, qcow2)
 			_, err := proc.Run(ctx, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, qcow2)
 			return err
 		}},
@@ -64,7 +70,7 @@ func (b builder) run(ctx context.Context) error {
 		}
 		fmt.Fprintf(b.log, "%s: %.1f s\n", s.what, time.Since(begun).Seconds())
 	}
-	for _, f := range []string{raw, qcow2} {
+	for _, f := range files {
 		if err := seal(f); err != nil {
 			return err
 		}
@@ -88,12 +94,16 @@ func (b builder) install(ctx context.Context) error {
 	}
 	// In a mount and process namespace of its own: when the build is killed, everything that mmdebstrap had started ends
 	// with it, and no mount is left below the folder that the next build removes.
+	wanted, leftOut := packages, unwanted
+	if b.server != nil {
+		wanted, leftOut = slices.Concat(packages, b.server.Packages), nil
+	}
 	args := []string{"unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child",
 		"mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory", "--quiet",
-		"--include=" + strings.Join(packages, ","),
+		"--include=" + strings.Join(wanted, ","),
 		`--aptopt=Apt::Install-Recommends "false"`, `--aptopt=Acquire::Languages "none"`,
 		"--essential-hook=sync-in " + extra + " /"}
-	for _, u := range unwanted {
+	for _, u := range leftOut {
 		args = append(args, "--dpkgopt=path-exclude="+u)
 	}
 	args = append(args, proxies...)

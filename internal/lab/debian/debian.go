@@ -42,13 +42,22 @@ const minSizeMiB = 1024
 type Options struct {
 	CacheDir string    // an existing folder, or one to be made
 	SizeMiB  int       // 0: DefaultSizeMiB
+	Server   *Server   // nil: the small system that the lab boots
 	Log      io.Writer // is told what happens, one line at a time; may be nil
+}
+
+// Server is a system as somebody runs one: with its documentation and translations, and with packages of its own. Each
+// name is an installation for itself, with a file system of its own, whatever packages it shares with others. It is
+// there to be stored, and made as a raw disk only.
+type Server struct {
+	Name     string
+	Packages []string
 }
 
 // Disk is a finished disk. Its files are read-only.
 type Disk struct {
 	Raw   string // sparse
-	QCOW2 string // the same, as qcow2
+	QCOW2 string // the same, as qcow2; a server's disk has none
 }
 
 // Build returns a finished disk and makes it first if the cache has none.
@@ -62,8 +71,8 @@ func Build(ctx context.Context, opts Options) (Disk, error) {
 	if opts.Log == nil {
 		opts.Log = io.Discard
 	}
-	folder := filepath.Join(opts.CacheDir, fmt.Sprintf("debian12-%s-%dm", recipeHash(), opts.SizeMiB))
-	if disk, ok := finished(folder); ok {
+	folder := filepath.Join(opts.CacheDir, fmt.Sprintf("debian12-%s-%dm", recipeHash(opts.Server), opts.SizeMiB))
+	if disk, ok := finished(folder, opts.Server); ok {
 		return disk, nil
 	}
 	disk, err := build(ctx, opts, folder)
@@ -73,9 +82,13 @@ func Build(ctx context.Context, opts Options) (Disk, error) {
 	return disk, nil
 }
 
-func finished(folder string) (Disk, bool) {
+func finished(folder string, server *Server) (Disk, bool) {
 	_, err := os.Stat(folder)
-	return Disk{Raw: filepath.Join(folder, "disk.raw"), QCOW2: filepath.Join(folder, "disk.qcow2")}, err == nil
+	disk := Disk{Raw: filepath.Join(folder, "disk.raw")}
+	if server == nil {
+		disk.QCOW2 = filepath.Join(folder, "disk.qcow2")
+	}
+	return disk, err == nil
 }
 
 func build(ctx context.Context, opts Options, folder string) (Disk, error) {
@@ -94,7 +107,7 @@ func build(ctx context.Context, opts Options, folder string) (Disk, error) {
 		return Disk{}, err
 	}
 	defer unlock()
-	if disk, ok := finished(folder); ok { // somebody else made it while we waited
+	if disk, ok := finished(folder, opts.Server); ok { // somebody else made it while we waited
 		return disk, nil
 	}
 	work := filepath.Join(opts.CacheDir, "unfinished")
@@ -102,14 +115,14 @@ func build(ctx context.Context, opts Options, folder string) (Disk, error) {
 		return Disk{}, err
 	}
 	defer os.RemoveAll(work)
-	b := builder{work: work, out: filepath.Join(work, "disk"), sizeMiB: opts.SizeMiB, log: opts.Log}
+	b := builder{work: work, out: filepath.Join(work, "disk"), sizeMiB: opts.SizeMiB, server: opts.Server, log: opts.Log}
 	if err := b.run(ctx); err != nil {
 		return Disk{}, err
 	}
 	if err := os.Rename(b.out, folder); err != nil {
 		return Disk{}, err
 	}
-	disk, _ := finished(folder)
+	disk, _ := finished(folder, opts.Server)
 	return disk, syncFolder(opts.CacheDir)
 }
 

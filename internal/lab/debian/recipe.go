@@ -76,8 +76,8 @@ const earlyConfig = "set root=(hd0,msdos1)\nconfigfile /boot/grub/grub.cfg\n"
 // grubModules is what GRUB's core image needs to do that.
 var grubModules = []string{"biosdisk", "part_msdos", "ext2", "linux", "normal", "configfile", "serial", "terminal", "boot"}
 
-// recipeHash names everything above in a few letters: another recipe is another disk.
-func recipeHash() string {
+// recipeHash names everything above and a server, if it is one, in a few letters: another recipe is another disk.
+func recipeHash(server *Server) string {
 	h := sha256.New()
 	fmt.Fprintln(h, recipeVersion, release, label, packages, unwanted, masked, earlyConfig, grubModules)
 	var names []string
@@ -87,6 +87,9 @@ func recipeHash() string {
 	slices.Sort(names)
 	for _, n := range names {
 		fmt.Fprintf(h, "%s %q\n", n, files[n])
+	}
+	if server != nil {
+		fmt.Fprintf(h, "server %q %q\n", server.Name, server.Packages)
 	}
 	return hex.EncodeToString(h.Sum(nil))[:12]
 }

@@ -39,10 +39,21 @@ func TestMasterBootRecordHoldsCodeAndOnePartition(t *testing.T) {
 }
 
 func TestRecipeHashIsStable(t *testing.T) {
-	first := recipeHash()
-	for range 10 {
-		if recipeHash() != first {
-			t.Fatal("the hash depends on the order of a map")
+	web := &Server{Name: "web", Packages: []string{"nginx"}}
+	for _, server := range []*Server{nil, web} {
+		first := recipeHash(server)
+		for range 10 {
+			if recipeHash(server) != first {
+				t.Fatal("the hash depends on the order of a map")
+			}
 		}
+	}
+	known := map[string]*Server{}
+	for _, server := range []*Server{nil, web, {Name: "mail", Packages: web.Packages}, {Name: "web", Packages: []string{"apache2"}}} {
+		h := recipeHash(server)
+		if same, taken := known[h]; taken {
+			t.Errorf("%v and %v have one hash", server, same)
+		}
+		known[h] = server
 	}
 }
