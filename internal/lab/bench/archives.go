@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
+	"github.com/holdfast-backup/holdfast/internal/lab/measure"
 	"github.com/holdfast-backup/holdfast/internal/lab/proc"
 )
 
@@ -41,7 +42,7 @@ func (b *bed) archives(ctx context.Context) error {
 		}
 	}
 	var err error
-	b.floor, err = processPeak(os.Getpid())
+	b.floor, err = measure.ProcessPeak(os.Getpid())
 	return err
 }
 
@@ -69,7 +70,7 @@ func (b *bed) archiveRound(ctx context.Context, round int) error {
 	for _, step := range []struct{ task, from string }{
 		{"first, raw", b.base}, {"again, raw unchanged but touched", b.base}, {"again, raw 5 % rewritten", b.changed},
 	} {
-		if err := copySparse(ctx, step.from, disk); err != nil { // a new file to restic, which then reads all of it
+		if err := measure.CopySparse(ctx, step.from, disk); err != nil { // a new file to restic, which then reads all of it
 			return err
 		}
 		if err := b.keepBoth(ctx, step.task, disk, programs, round); err != nil {
@@ -92,7 +93,7 @@ func (b *bed) archiveRound(ctx context.Context, round int) error {
 func (b *bed) keepBoth(ctx context.Context, task, disk string, programs []archiver, round int) error {
 	for _, i := range turns(len(programs), round) {
 		p := programs[i]
-		before, err := onDisk(p.folder())
+		before, err := measure.OnDisk(p.folder())
 		if err != nil {
 			return err
 		}
@@ -101,7 +102,7 @@ func (b *bed) keepBoth(ctx context.Context, task, disk string, programs []archiv
 		if err != nil {
 			return err
 		}
-		after, err := onDisk(p.folder())
+		after, err := measure.OnDisk(p.folder())
 		if err != nil {
 			return err
 		}
@@ -123,10 +124,10 @@ func (b *bed) restoreBoth(ctx context.Context, disk string, programs []archiver,
 		p := programs[i]
 		to := b.path(p.name() + ".raw")
 		if err := p.restore(ctx, disk, to, func(way string, s sample) (err error) {
-			if s.added, err = onDisk(to); err != nil {
+			if s.added, err = measure.OnDisk(to); err != nil {
 				return err
 			}
-			if err := sameBytes(disk, to); err != nil {
+			if err := measure.SameBytes(disk, to); err != nil {
 				return err
 			}
 			k := key{section: "export", task: "raw file", program: way, peer: exportWays[0]}

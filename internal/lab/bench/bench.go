@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
+	"github.com/holdfast-backup/holdfast/internal/lab/measure"
 	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 )
 
@@ -137,6 +138,26 @@ func newBed(opts Options) (*bed, error) {
 func (b *bed) path(name string) string { return filepath.Join(b.opts.WorkDir, name) }
 
 func (b *bed) say(format string, args ...any) { fmt.Fprintf(b.opts.Log, format+"\n", args...) }
+
+// spec says what program is measured.
+type spec struct {
+	args   []string
+	env    []string
+	stdout io.Writer
+}
+
+func (b *bed) measure(ctx context.Context, s spec) (sample, error) {
+	used, err := measure.Run(ctx, measure.Spec{Args: s.args, Env: s.env, Dir: b.opts.WorkDir, Stdout: s.stdout})
+	return sample{seconds: used.Seconds, cpu: used.CPU, peak: used.Peak}, err
+}
+
+// dropCaches empties the page cache, or notes why it cannot.
+func (b *bed) dropCaches() {
+	if err := measure.DropCaches(); err != nil && b.dropped == nil {
+		b.dropped = err
+		b.say("The page cache cannot be dropped: %v", err)
+	}
+}
 
 // add keeps a measurement and tells of it.
 func (b *bed) add(k key, s sample) {

@@ -1,11 +1,9 @@
 package bench
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
-	"io"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -13,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
-	"github.com/holdfast-backup/holdfast/internal/lab/proc"
+	"github.com/holdfast-backup/holdfast/internal/lab/measure"
 )
 
 // byteRange is a part of a file.
@@ -33,11 +31,11 @@ func (b *bed) makeDisks(ctx context.Context) error {
 		if err := smallDisk(b.base); err != nil {
 			return err
 		}
-	} else if err := copySparse(ctx, b.opts.Disk, b.base); err != nil {
+	} else if err := measure.CopySparse(ctx, b.opts.Disk, b.base); err != nil {
 		return err
 	}
 	for seed, name := range []string{b.changed, b.edited} {
-		if err := copySparse(ctx, b.base, name); err != nil {
+		if err := measure.CopySparse(ctx, b.base, name); err != nil {
 			return err
 		}
 		if err := rewrite(name, b.effort.changes, uint64(seed)+1); err != nil {
@@ -45,16 +43,6 @@ func (b *bed) makeDisks(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-func copySparse(ctx context.Context, from, to string) error {
-	if err := os.RemoveAll(to); err != nil {
-		return err
-	}
-	if _, err := proc.Run(ctx, "cp", "--sparse=always", "--no-preserve=all", from, to); err != nil {
-		return err
-	}
-	return os.Chmod(to, 0o600)
 }
 
 // smallDisk makes up a disk of 96 MiB with 32 MiB of half compressible data.
@@ -179,32 +167,4 @@ func (b *bed) sequential() []byteRange {
 		all = all[:n]
 	}
 	return all
-}
-
-// sameBytes tells whether two files are equal, holes read as zeros.
-func sameBytes(a, b string) error {
-	fa, err := os.Open(a)
-	if err != nil {
-		return err
-	}
-	defer fa.Close()
-	fb, err := os.Open(b)
-	if err != nil {
-		return err
-	}
-	defer fb.Close()
-	bufA, bufB := make([]byte, window), make([]byte, window)
-	for {
-		na, errA := io.ReadFull(fa, bufA)
-		nb, errB := io.ReadFull(fb, bufB)
-		if na != nb || !bytes.Equal(bufA[:na], bufB[:nb]) {
-			return errs.Text("compare", b, errs.Corrupt, "it differs from "+a)
-		}
-		if errA == io.EOF && errB == io.EOF || errors.Is(errA, io.ErrUnexpectedEOF) && errors.Is(errB, io.ErrUnexpectedEOF) {
-			return nil
-		}
-		if err := errors.Join(errA, errB); err != nil {
-			return err
-		}
-	}
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
+	"github.com/holdfast-backup/holdfast/internal/lab/measure"
 	"github.com/holdfast-backup/holdfast/internal/lab/proc"
 )
 
@@ -242,19 +243,9 @@ func (b *bed) describe(ctx context.Context) (*Report, error) {
 		if err != nil {
 			return nil, err
 		}
-		r.Versions[name] = versionIn(string(out))
+		r.Versions[name] = measure.Version(string(out))
 	}
 	return r, nil
-}
-
-// versionIn returns the first word of a text that has a digit and a dot.
-func versionIn(text string) string {
-	for _, word := range strings.Fields(text) {
-		if strings.ContainsAny(word, "0123456789") && strings.Contains(word, ".") {
-			return strings.Trim(word, "Vv,")
-		}
-	}
-	return "unknown"
 }
 
 // finish fills in what is known at the end.

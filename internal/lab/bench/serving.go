@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
+	"github.com/holdfast-backup/holdfast/internal/lab/measure"
 	"github.com/holdfast-backup/holdfast/internal/lab/proc"
 )
 
@@ -118,7 +119,7 @@ func (b *bed) nfsOnce(ctx context.Context, s served, p pattern) (err error) {
 
 // watch reads and looks what a server used for it. What was read is verified when the clocks have stopped.
 func (b *bed) watch(pid int, work []byteRange, read func() (reading, error)) (sample, error) {
-	before, err := processCPU(pid)
+	before, err := measure.ProcessCPU(pid)
 	if err != nil {
 		return sample{}, err
 	}
@@ -126,13 +127,13 @@ func (b *bed) watch(pid int, work []byteRange, read func() (reading, error)) (sa
 	if err != nil {
 		return sample{}, err
 	}
-	after, err := processCPU(pid)
+	after, err := measure.ProcessCPU(pid)
 	if err != nil {
 		return sample{}, err
 	}
 	s := r.sample()
 	s.cpu = (after - before).Seconds()
-	if s.peak, err = processPeak(pid); err != nil {
+	if s.peak, err = measure.ProcessPeak(pid); err != nil {
 		return s, err
 	}
 	return s, r.verify(work, b.file)

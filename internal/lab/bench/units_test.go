@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
+	"github.com/holdfast-backup/holdfast/internal/lab/measure"
 )
 
 func TestRowsAreMediansHeldAgainstThePeer(t *testing.T) {
@@ -74,16 +75,16 @@ func TestRewriteChangesTheShareThatWasAsked(t *testing.T) {
 	if err := smallDisk(name); err != nil {
 		t.Fatal(err)
 	}
-	if err := copySparse(t.Context(), name, changed); err != nil {
+	if err := measure.CopySparse(t.Context(), name, changed); err != nil {
 		t.Fatal(err)
 	}
-	if err := sameBytes(name, changed); err != nil {
+	if err := measure.SameBytes(name, changed); err != nil {
 		t.Fatal(err)
 	}
 	if err := rewrite(changed, 10, 1); err != nil {
 		t.Fatal(err)
 	}
-	if err := sameBytes(name, changed); !errs.Is(err, errs.Corrupt) {
+	if err := measure.SameBytes(name, changed); !errs.Is(err, errs.Corrupt) {
 		t.Errorf("after the change: %v", err)
 	}
 	before, after := read(t, name), read(t, changed)
@@ -114,16 +115,6 @@ func TestParseURL(t *testing.T) {
 	}
 	if _, err := parseURL("nfs://127.0.0.1/point/disk0.raw"); !errs.Is(err, errs.Invalid) {
 		t.Errorf("without ports: %v", err)
-	}
-}
-
-func TestVersionIn(t *testing.T) {
-	for text, want := range map[string]string{
-		"restic 0.14.0 compiled with go1.19": "0.14.0", "NFS-Ganesha Release = V4.3\n": "4.3", "nothing": "unknown",
-	} {
-		if got := versionIn(text); got != want {
-			t.Errorf("%q: %q, want %q", text, got, want)
-		}
 	}
 }
 
