@@ -10,6 +10,7 @@ PACKAGES := qemu-system-x86 qemu-utils qemu-block-extra mmdebstrap grub-pc-bin g
 	libnfs-utils sanlock util-linux ca-certificates python3 python3-venv python3-dev libxml2-dev gcc libc6-dev
 CHECK_PACKAGES := gcc libc6-dev
 BENCH_PACKAGES := restic nfs-ganesha nfs-ganesha-vfs rpcbind
+STORE_BENCH_PACKAGES := restic borgbackup casync
 
 # What needs root runs with sudo when we are not root: a network namespace, FUSE, installing Debian into a folder.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=HOLDFAST_LAB_CACHE,HOLDFAST_REAL_PARTS,HOLDFAST_BIN,TMPDIR)
@@ -21,7 +22,7 @@ FUZZTIME ?= 20s
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: go-is-new-enough ## build bin/holdfast, bin/holdfastd and bin/holdfast-lab, static
@@ -52,6 +53,13 @@ test: deps build ## run every test, on real parts too (installs what is missing;
 bench: deps build ## measure, with restic and nfs-ganesha beside us in the same run (about ten minutes)
 	@internal/lab/deps.sh $(BENCH_PACKAGES)
 	@$(SUDO) bin/holdfast-lab bench --bin bin $(BENCHFLAGS)
+
+# The store's benchmarks from inside are Go's; they are built, so that each runs as a process of its own.
+.PHONY: bench-store
+bench-store: deps build ## measure the chunk store beside restic, borg and casync (about 25 minutes; BENCHFLAGS=--quick: four)
+	@internal/lab/deps.sh $(STORE_BENCH_PACKAGES)
+	@for package in chunkstore chunkstore/index; do go test -c -o "bin/$$(basename "$$package").test" "./$$package"; done
+	@$(SUDO) bin/holdfast-lab bench store --bin bin $(BENCHFLAGS)
 
 .PHONY: fuzz
 fuzz: go-is-new-enough ## run each fuzz target for FUZZTIME (20s)

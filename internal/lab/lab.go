@@ -9,8 +9,9 @@
 // their disks, linux boots the smallest guest with Linux's own NFS client, in which guest runs what a test wants, such as
 // fsx; imageio runs oVirt's daemon, nfsdomain is a host's view of storage on NFS; host and engine make an oVirt
 // of them, datacenter puts that together; product installs Holdfast; scenario tells the story that `make demo` shows,
-// control runs a lab in the background, bench measures, sdk is oVirt's own client for tests. The lab sees the product
-// from outside only: by its command line and over the network.
+// control runs a lab in the background, bench and storebench measure, with what measure counts of a program, sdk is
+// oVirt's own client for tests. The lab sees the product from outside only: by its command line and over the network, and
+// storebench by its benchmarks, as programs.
 package lab
 
 import (
@@ -30,6 +31,7 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/lab/netns"
 	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 	"github.com/holdfast-backup/holdfast/internal/lab/scenario"
+	"github.com/holdfast-backup/holdfast/internal/lab/storebench"
 )
 
 // Run runs the command line and returns the exit code: 0 done, 1 failed, 2 used wrongly, 130 interrupted. It writes
@@ -78,8 +80,14 @@ func command() *cobra.Command {
 		SilenceErrors: true, SilenceUsage: true,
 	}
 	root.AddCommand(upCommand(), downCommand(), runCommand(), execCommand(), faultCommand(), fetchCommand(),
-		diskCommand(), serveCommand(), bench.Command(programFolder()))
+		diskCommand(), serveCommand(), benchCommand())
 	return root
+}
+
+func benchCommand() *cobra.Command {
+	c := bench.Command(programFolder())
+	c.AddCommand(storebench.Command(programFolder()))
+	return c
 }
 
 func fetchCommand() *cobra.Command {
