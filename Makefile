@@ -18,7 +18,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=HOLDFAST_LAB_CAC
 export CGO_ENABLED := 0
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 BUILD := go build -trimpath -ldflags '-X main.version=$(VERSION)'
-FUZZTIME ?= 20s
+FUZZTIME ?= 60s
 
 .PHONY: help
 help: ## list the targets
@@ -62,7 +62,7 @@ bench-store: deps build ## measure the chunk store beside restic, borg and casyn
 	@$(SUDO) bin/holdfast-lab bench store --bin bin $(BENCHFLAGS)
 
 .PHONY: fuzz
-fuzz: go-is-new-enough ## run each fuzz target for FUZZTIME (20s)
+fuzz: go-is-new-enough ## run each fuzz target for FUZZTIME (60s)
 	@git grep -hoE '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' >/dev/null || { echo "There are no fuzz targets."; exit 0; }; \
 	git grep -oE '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' | while IFS=: read -r file func; do \
 		echo "$$(dirname "$$file") $${func#func }"; \

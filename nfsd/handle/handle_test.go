@@ -9,6 +9,7 @@ import (
 	"github.com/holdfast-backup/holdfast/fs"
 	"github.com/holdfast-backup/holdfast/fs/fstest"
 	"github.com/holdfast-backup/holdfast/internal/errs"
+	"github.com/holdfast-backup/holdfast/internal/fuzztest"
 )
 
 var host = netip.MustParseAddr("192.0.2.7")
@@ -192,8 +193,18 @@ func FuzzParse(f *testing.F) {
 	f.Add(table.Append(nil, e, 1))
 	f.Add(make([]byte, Len))
 	f.Add([]byte{1})
+	f.Add(append(table.Append(nil, e, 1), 0))
+	f.Add(table.Append(nil, &Entry{Export: Export{ID: 2}}, 1)) // of an export that is gone
+	for i := range Len {
+		forged := table.Append(nil, e, 1<<63)
+		forged[i] ^= 0x80
+		f.Add(forged)
+	}
 	f.Fuzz(func(t *testing.T, h []byte) {
-		got, id, s := table.Parse(h, host)
+		var got *Entry
+		var id fs.ID
+		var s fs.Status
+		fuzztest.Bounded(t, len(h), 0, 0, func() { got, id, s = table.Parse(h, host) })
 		if s != fs.StatusOK {
 			if got != nil || id != 0 {
 				t.Fatal("a refused handle has a meaning")

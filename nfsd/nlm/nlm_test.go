@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/holdfast-backup/holdfast/internal/fuzztest"
 	"github.com/holdfast-backup/holdfast/nfsd/nfstest"
 	"github.com/holdfast-backup/holdfast/nfsd/nlm"
 	"github.com/holdfast-backup/holdfast/nfsd/rpc"
@@ -69,7 +70,9 @@ func FuzzArguments(f *testing.F) {
 	}
 	f.Add(uint32(2), []byte{0xff, 0xff, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, p uint32, args []byte) {
-		out := srv.Datagram(context.Background(), host, nfstest.Message(1, nlm.Number, nlm.Version, p, args))
+		msg := nfstest.Message(1, nlm.Number, nlm.Version, p, args)
+		var out []byte
+		fuzztest.Bounded(t, len(msg), 64<<10, 8, func() { out = srv.Datagram(context.Background(), host, msg) })
 		r := nfstest.ParseReply(t, out)
 		if r.Denied || r.Stat != 0 && r.Stat != 3 && r.Stat != 4 || len(out) > 64+len(args) {
 			t.Fatalf("denied %v, status %d, %d bytes", r.Denied, r.Stat, len(out))

@@ -8,6 +8,8 @@ import (
 	"io"
 	"testing"
 	"testing/iotest"
+
+	"github.com/holdfast-backup/holdfast/internal/fuzztest"
 )
 
 // stream joins fragments; the marker of the last one in each group says so.
@@ -100,18 +102,26 @@ func FuzzRecords(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) {
 		const limit = 512
 		r := newReader(bytes.NewReader(in), limit)
-		total := 0
-		for {
-			rec, buf, err := r.next()
-			if err != nil {
-				return
+		total, records := 0, 0
+		r.take = func(_ int, whole bool) error { // every third one that may be is put off
+			if records++; records%3 == 0 && whole {
+				return errPutOff
 			}
-			total += len(rec)
-			if len(rec) > limit || total > len(in) || len(buf.b) > 4*limit {
-				t.Fatalf("record of %d bytes in %d, %d in all", len(rec), len(buf.b), total)
-			}
-			r.pool.put(buf)
+			return nil
 		}
+		fuzztest.Bounded(t, len(in), 64<<10, 16, func() {
+			for {
+				rec, buf, err := r.next()
+				if err != nil && err != errPutOff {
+					return
+				}
+				total += len(rec)
+				if len(rec) > limit || total > len(in) || len(buf.b) > 4*limit {
+					t.Fatalf("record of %d bytes in %d, %d in all", len(rec), len(buf.b), total)
+				}
+				r.pool.put(buf)
+			}
+		})
 	})
 }
 

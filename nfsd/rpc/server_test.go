@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
+	"github.com/holdfast-backup/holdfast/internal/fuzztest"
 	"github.com/holdfast-backup/holdfast/nfsd/nfstest"
 	"github.com/holdfast-backup/holdfast/nfsd/rpc"
 )
@@ -363,7 +364,8 @@ func FuzzDatagram(f *testing.F) {
 		if len(in) >= 24 && binary.BigEndian.Uint32(in[20:]) == procBody || len(in) >= 24 && binary.BigEndian.Uint32(in[20:]) == procSmall {
 			t.Skip("allocates what the caller asks for, without a connection to bound it")
 		}
-		out := b.Datagram(context.Background(), netip.Addr{}, in)
+		var out []byte
+		fuzztest.Bounded(t, len(in), 64<<10, 16, func() { out = b.Datagram(context.Background(), netip.Addr{}, in) })
 		if out == nil {
 			return
 		}

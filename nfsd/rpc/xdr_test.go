@@ -3,6 +3,8 @@ package rpc
 import (
 	"bytes"
 	"testing"
+
+	"github.com/holdfast-backup/holdfast/internal/fuzztest"
 )
 
 func TestCursor(t *testing.T) {
@@ -72,22 +74,24 @@ func FuzzCursor(f *testing.F) {
 	f.Fuzz(func(t *testing.T, program, in []byte) {
 		c := NewCursor(in)
 		read := 0
-		for _, op := range program {
-			switch op % 6 {
-			case 0:
-				c.Uint32()
-			case 1:
-				c.Uint64()
-			case 2:
-				c.Bool()
-			case 3:
-				read += len(c.Opaque(int(op)))
-			case 4:
-				read += len(c.Fixed(int(op)))
-			case 5:
-				read += len(c.Opaque(1 << 31))
+		fuzztest.Bounded(t, len(in), 0, 0, func() {
+			for _, op := range program {
+				switch op % 6 {
+				case 0:
+					c.Uint32()
+				case 1:
+					c.Uint64()
+				case 2:
+					c.Bool()
+				case 3:
+					read += len(c.Opaque(int(op)))
+				case 4:
+					read += len(c.Fixed(int(op)))
+				case 5:
+					read += len(c.Opaque(1 << 31))
+				}
 			}
-		}
+		})
 		if read+len(c.Rest()) > len(in) {
 			t.Fatalf("%d bytes read and %d left of %d", read, len(c.Rest()), len(in))
 		}
