@@ -17,6 +17,7 @@
 //  5. After a failed sync nothing is synced and nothing is written any more: the overlay is poisoned. Reads go on.
 //  6. A change that no caller was told of may be lost or kept at the grain of a disk's sector, and changes no other
 //     bytes than its own.
+//  7. While the image is held (Hold) no byte of it changes. Writers wait before they take a lock.
 //
 // Group commit: writers put their data in place, join the open batch and wait. One worker syncs the segments, appends
 // the changes of the map to the log, syncs that, and answers the whole batch; what arrives meanwhile is the next
@@ -40,6 +41,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/holdfast-backup/holdfast/internal/disk"
 	"github.com/holdfast-backup/holdfast/internal/errs"
@@ -102,6 +104,9 @@ type Overlay struct {
 	poison      error
 	closed      bool
 	generation  uint64
+
+	writing atomic.Int64 // calls that may change the image: between admit and leave
+	held    atomic.Pointer[hold]
 
 	queue queue
 	log   *mapLog // the worker's

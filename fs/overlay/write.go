@@ -45,6 +45,10 @@ func (o *Overlay) WriteAt(ctx context.Context, p []byte, off int64, stable bool)
 
 // place puts a write where reads find it. full asks the writer to wait for a batch although its write is not stable.
 func (o *Overlay) place(ctx context.Context, p []byte, off int64) (full bool, err error) {
+	if err := o.admit(ctx); err != nil {
+		return false, err
+	}
+	defer o.leave()
 	o.ops.RLock()
 	defer o.ops.RUnlock()
 	if err := o.usable(ctx); err != nil || len(p) == 0 {
@@ -213,6 +217,10 @@ func (o *Overlay) WriteZeroes(ctx context.Context, off, n int64) error {
 }
 
 func (o *Overlay) placeZeroes(ctx context.Context, off, n int64) error {
+	if err := o.admit(ctx); err != nil {
+		return err
+	}
+	defer o.leave()
 	o.ops.RLock()
 	defer o.ops.RUnlock()
 	if err := o.usable(ctx); err != nil || off >= maxSize || n == 0 {
@@ -293,6 +301,10 @@ func (o *Overlay) Truncate(ctx context.Context, size int64) error {
 }
 
 func (o *Overlay) resize(ctx context.Context, size int64) error {
+	if err := o.admit(ctx); err != nil {
+		return err
+	}
+	defer o.leave()
 	o.ops.Lock()
 	defer o.ops.Unlock()
 	if err := o.usable(ctx); err != nil {

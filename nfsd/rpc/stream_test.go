@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/holdfast-backup/holdfast/internal/fuzztest"
 	"github.com/holdfast-backup/holdfast/nfsd/nfstest"
@@ -26,7 +27,7 @@ func FuzzStream(f *testing.F) {
 	f.Add([]byte(words(1<<31 | 1<<20)))
 	f.Add([]byte(words(1<<32 - 1)))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		b := newBench(rpc.Options{Limits: rpc.Limits{Record: 4096, RecordBytes: 8192, Calls: 4}})
+		b := newBench(rpc.Options{Limits: rpc.Limits{Record: 4096, RecordBytes: 8192, Calls: 4, RecordTime: 5 * time.Millisecond}})
 		close(b.gate)
 		ctx, cancel := context.WithCancel(t.Context())
 		ln := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
@@ -63,7 +64,11 @@ func answers(t *testing.T, c net.Conn, in []byte) {
 	defer c.Close()
 	go func() {
 		_, _ = c.Write(in)
-		_, _ = c.Write([]byte{0xff, 0xff, 0xff, 0xff}) // closes the connection, if nothing did before
+		// Markers beyond every limit close the connection, if nothing did before. Some of them may belong to a record of
+		// the input that was cut short.
+		for err := error(nil); err == nil; {
+			_, err = c.Write(bytes.Repeat([]byte{0xff}, 64))
+		}
 	}()
 	for {
 		msg, err := nfstest.ReadRecord(c)
