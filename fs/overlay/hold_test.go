@@ -82,37 +82,7 @@ func TestHold(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer o.Close()
-	stop, busy := make(chan struct{}), make(chan struct{}, 1)
-	var wg sync.WaitGroup
-	for w := range 4 {
-		wg.Go(func() {
-			r := rand.New(rand.NewPCG(2, uint64(w)))
-			for n := 0; ; n++ {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				off := r.Int64N(220 * blockSize)
-				var err error
-				switch n % 8 {
-				case 0:
-					err = o.WriteZeroes(ctx, off, r.Int64N(5*blockSize))
-				case 1:
-					err = o.Truncate(ctx, 150*blockSize+off)
-				default:
-					err = o.WriteAt(ctx, bytes.Repeat([]byte{byte(n)}, 1+r.IntN(3*blockSize)), off, n%2 == 0)
-				}
-				if err != nil {
-					t.Error(err)
-				}
-				select {
-				case busy <- struct{}{}:
-				default:
-				}
-			}
-		})
-	}
+	busy, end := disturb(t, o)
 	for range 20 {
 		<-busy
 		release, err := o.Hold(ctx)
@@ -144,8 +114,47 @@ func TestHold(t *testing.T) {
 		release()
 		<-busy
 	}
-	close(stop)
-	wg.Wait()
+	end()
+}
+
+// disturb writes to an overlay in every way until end is called. busy tells of progress.
+func disturb(t *testing.T, o *Overlay) (busy chan struct{}, end func()) {
+	stop := make(chan struct{})
+	busy = make(chan struct{}, 1)
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(2, uint64(w)))
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				off := r.Int64N(220 * blockSize)
+				var err error
+				switch n % 8 {
+				case 0:
+					err = o.WriteZeroes(ctx, off, r.Int64N(5*blockSize))
+				case 1:
+					err = o.Truncate(ctx, 150*blockSize+off)
+				default:
+					err = o.WriteAt(ctx, bytes.Repeat([]byte{byte(n)}, 1+r.IntN(3*blockSize)), off, n%2 == 0)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				select {
+				case busy <- struct{}{}:
+				default:
+				}
+			}
+		})
+	}
+	return busy, func() {
+		close(stop)
+		wg.Wait()
+	}
 }
 
 // TestHoldIsGivenUp: a writer hangs in the base; who wants to hold the image meanwhile waits as long as its context

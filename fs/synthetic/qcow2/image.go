@@ -233,6 +233,7 @@ func (w *extentWalk) run(at int64, data bool) bool {
 // slice is a piece of an L2 table, and the part [start, end) of the disk that it maps.
 type slice struct {
 	index      int64  // of the table in L1
+	host       int64  // where raw lies in the file
 	raw        []byte // entries; nil when there is no table: all is zero
 	start, end int64
 }
@@ -264,6 +265,7 @@ func (m *Image) sliceAt(ctx context.Context, off int64) (slice, error) {
 	if s.raw, err = m.table(host, m.ClusterSize(), at); err != nil {
 		return slice{}, fmt.Errorf("L2 table %d: %w", i, err)
 	}
+	s.host = host + at
 	s.start = start + at/8<<m.h.bits
 	s.end = s.start + int64(len(s.raw)/8)<<m.h.bits
 	return s, nil
