@@ -29,7 +29,7 @@ func (r *Reader) checkPack(ctx context.Context, key packKey, quick bool) (packRe
 		if err != nil || len(rep.bad)+len(rep.faults) == 0 {
 			return rep, err
 		}
-		if found, err := r.b.List(ctx, packName(key.kind, key.number)); err == nil && len(found) == 0 {
+		if there, err := r.exists(ctx, key); err == nil && !there {
 			return packReport{key: key, gone: true}, ctx.Err()
 		}
 		after, aerr := r.readRest(ctx, key)
@@ -41,7 +41,13 @@ func (r *Reader) checkPack(ctx context.Context, key packKey, quick bool) (packRe
 
 // readRest reads the rest of a pack. errs.NotFound: it has none.
 func (r *Reader) readRest(ctx context.Context, key packKey) ([]byte, error) {
-	return readObject(ctx, r.b, restName(key), pack.MaxRest)
+	for _, f := range key.files() {
+		b, err := readObject(ctx, r.b, f.rest(), pack.MaxRest)
+		if !errs.Is(err, errs.NotFound) {
+			return b, err
+		}
+	}
+	return nil, errs.Text("read rest", key.first().name(), errs.NotFound, "it has none")
 }
 
 // checkPackOnce reads a sealed pack from front to back: every chunk is decoded and named again, or, if quick, has its
@@ -107,21 +113,32 @@ func (r *Reader) checkContent(kind pack.Kind, want chunk.Digest, plain []byte) e
 }
 
 // openPack opens a pack, past the cache. errs.NotFound if there is none.
-func (r *Reader) openPack(ctx context.Context, key packKey) (*pack.Reader, error) {
-	name := packName(key.kind, key.number)
+func (r *Reader) openPack(ctx context.Context, key packKey) (p *pack.Reader, err error) {
+	for _, f := range key.files() {
+		if p, err = r.openFile(ctx, f); !errs.Is(err, errs.NotFound) {
+			break
+		}
+	}
+	return p, err
+}
+
+func (r *Reader) openFile(ctx context.Context, f packFile) (*pack.Reader, error) {
+	name := f.name()
 	o, err := r.b.Open(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	p, err := pack.Open(o, pack.ReaderOptions{
 		Master: &r.key, StoreUUID: [16]byte(r.super.UUID), Name: name,
-		Rest: func() ([]byte, error) { return r.readRest(context.WithoutCancel(ctx), key) },
+		Rest: func() ([]byte, error) {
+			return readObject(context.WithoutCancel(ctx), r.b, f.rest(), pack.MaxRest)
+		},
 	})
 	if err != nil {
 		_ = o.Close()
 		return nil, err
 	}
-	if h := p.Header(); h.Number != key.number || h.Kind != key.kind {
+	if h := p.Header(); h.Number != f.number || h.Kind != f.kind || h.Compact != (f.form == compact) {
 		_ = p.Close()
 		return nil, errs.Text("open pack", name, errs.Corrupt, fmt.Sprintf("it is the %s pack %d", h.Kind, h.Number)).
 			WithNext("Files of the store were renamed: put them back from a copy.")
@@ -138,9 +155,9 @@ func (r *Reader) sealedPacks(ctx context.Context) ([]sealedPack, error) {
 		if err != nil {
 			return nil, errs.Wrap("list packs", r.dir, err)
 		}
-		for _, i := range infos {
-			if number, ok := packNumber(kind, i.Name); ok && i.Sealed {
-				out = append(out, sealedPack{packKey{kind, number}, i.Size})
+		for _, h := range packsIn(kind, infos) {
+			if h.sealed {
+				out = append(out, sealedPack{h.packKey, h.info.Size})
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package chunkstore
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/backend"
@@ -16,8 +17,10 @@ import (
 
 // collection is what a Store keeps of collections.
 type collection struct {
-	running sync.Mutex       // held by a collection
-	log     collectionRecord // of the last one; guarded by running
+	collecting atomic.Bool      // a collection runs
+	running    sync.Mutex       // held by it, and for each pack that is made compact
+	log        collectionRecord // of the last one; guarded by running
+	hopeless   hopeless
 }
 
 // CollectOptions say how to collect.
@@ -32,9 +35,11 @@ type CollectOptions struct {
 // for the backups that have begun before it chose. One collection runs at a time: errs.Busy. errs.Corrupt: a point cannot
 // be read, so nobody can say what it needs, and nothing was given back.
 func (s *Store) Collect(ctx context.Context, o CollectOptions) (*collect.Result, error) {
-	if !s.running.TryLock() {
+	if !s.collecting.CompareAndSwap(false, true) {
 		return nil, errs.Text("collect", s.dir, errs.Busy, "a collection is running")
 	}
+	defer s.collecting.Store(false)
+	s.running.Lock() // a pack that is being made compact takes seconds
 	defer s.running.Unlock()
 	x := collector{s}
 	res, err := collect.Run(ctx, collect.Store{
@@ -208,12 +213,7 @@ func keyOf(p collect.Pack) packKey { return packKey{packKinds[p.Kind], p.Number}
 
 // List implements collect.Packs.
 func (c collector) List(ctx context.Context) ([]collect.Pack, error) {
-	c.s.mu.Lock()
-	newest := c.s.last
-	for _, begun := range c.s.sessions {
-		newest = min(newest, begun)
-	}
-	c.s.mu.Unlock()
+	newest := c.s.settled()
 	var out []collect.Pack
 	for _, kind := range []collect.Kind{collect.Data, collect.Pages} {
 		infos, err := c.s.b.List(ctx, packKinds[kind].String()+"/")
@@ -225,18 +225,25 @@ func (c collector) List(ctx context.Context) ([]collect.Pack, error) {
 	return out, nil
 }
 
+// settled returns the highest number of a pack that no session which runs, or will begin, can have written.
+func (s *Store) settled() uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	newest := s.last
+	for _, begun := range s.sessions {
+		newest = min(newest, begun)
+	}
+	return newest
+}
+
 // listPacks picks the sealed packs up to a number from a sorted list of objects.
 func listPacks(kind collect.Kind, infos []backend.Info, newest uint32) (out []collect.Pack) {
-	for _, i := range infos {
-		if number, ok := restNumber(packKinds[kind], i.Name); ok {
-			if n := len(out) - 1; n >= 0 && out[n].Number == number { // it is sorted behind its pack
-				out[n].HasRest = true
-				out[n].Occupied += i.Occupied
-			}
-			continue
-		}
-		if number, ok := packNumber(packKinds[kind], i.Name); ok && i.Sealed && number <= newest {
-			out = append(out, collect.Pack{Kind: kind, Number: number, Size: i.Size, Occupied: i.Occupied})
+	for _, h := range packsIn(packKinds[kind], infos) {
+		if h.sealed && h.number <= newest {
+			out = append(out, collect.Pack{
+				Kind: kind, Number: h.number, Size: h.info.Size, Occupied: h.info.Occupied + h.restBytes,
+				HasRest: h.hasRest, Compact: h.form == compact,
+			})
 		}
 	}
 	return out
@@ -248,7 +255,7 @@ func (c collector) Directory(ctx context.Context, p collect.Pack) ([]collect.Chu
 	err := c.s.packs.use(ctx, keyOf(p), func(r *pack.Reader) error {
 		dir, err := r.Directory()
 		for _, e := range dir {
-			out = append(out, collect.Chunk{ID: e.Digest.ID(), Place: e.Place})
+			out = append(out, collect.Chunk{ID: e.Digest.ID(), Place: e.Place, Lies: e.Lies()})
 		}
 		return err
 	})
@@ -268,7 +275,7 @@ func (c collector) Forget(number uint32, ids []chunk.ID) error {
 func (c collector) Learn(number uint32, chunks []collect.Chunk, left int) error {
 	batch := make([]index.Entry, len(chunks))
 	for i, e := range chunks {
-		batch[i] = index.Entry(e)
+		batch[i] = index.Entry{ID: e.ID, Place: e.Place}
 	}
 	if err := c.s.index.Put(batch); err != nil {
 		return err

@@ -198,9 +198,24 @@ func TestCollectInACrowd(t *testing.T) {
 			runs, freed, reused, shrunk = runs+1, freed+res.FreedBytes, reused+res.Reused, shrunk+int64(res.PacksShrunk)
 		}
 	})
+	var compacted int
+	others.Go(func() {
+		for !c.done.Load() {
+			res, err := s.Compact(context.Background(), CompactOptions{worth: 200})
+			if err != nil || res.Damaged > 0 {
+				t.Error(res, err)
+				return
+			}
+			compacted += res.Packs
+		}
+	})
 	writers.Wait()
 	c.done.Store(true)
 	others.Wait()
+	t.Logf("%d packs were made compact", compacted)
+	if compacted < 10 {
+		t.Error("hardly any")
+	}
 	t.Logf("%d collections gave back %d MiB and made holes in %d packs; %d chunks were reused at the last moment; %d stale, %d reads of removed points",
 		runs, freed>>20, shrunk, reused, c.stale.Load(), c.read.Load())
 	if runs < 3 || freed == 0 || shrunk == 0 {

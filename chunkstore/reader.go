@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
-	"fmt"
 	"path/filepath"
 	"runtime"
 	"sort"
@@ -215,22 +214,6 @@ func damage(op string, id chunk.ID, err error) error {
 		return errs.New(op, id.String(), errs.Corrupt, err)
 	}
 	return errs.Wrap(op, id.String(), err)
-}
-
-// packName is where a pack lies; 1024 to a folder.
-func packName(kind pack.Kind, number uint32) string {
-	return fmt.Sprintf("%s/%06x/%08x"+packSuffix, kind, number>>10, number)
-}
-
-// The endings of names. These never change.
-const (
-	packSuffix = ".pack"
-	restSuffix = ".rest"
-)
-
-type packKey struct {
-	kind   pack.Kind
-	number uint32
 }
 
 // packCache keeps the packs that were read last open.

@@ -2,7 +2,6 @@ package chunkstore
 
 import (
 	"context"
-	"strings"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/backend"
 	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
@@ -11,47 +10,37 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
-// restName is where the rest of a pack lies, if space of it was given back.
-func restName(k packKey) string {
-	return strings.TrimSuffix(packName(k.kind, k.number), packSuffix) + restSuffix
-}
-
-// restNumber parses the name of a rest.
-func restNumber(kind pack.Kind, name string) (uint32, bool) {
-	stem, ok := strings.CutSuffix(name, restSuffix)
-	if !ok {
-		return 0, false
-	}
-	return packNumber(kind, stem+packSuffix)
-}
-
 // shrinker is what a backend has to be for parts of a pack to be given back.
 type shrinker interface {
 	backend.Reclaimer
 	backend.Replacer
 }
 
-func (c collector) shrinker(k packKey) (shrinker, error) {
+func (c collector) shrinker(f packFile) (shrinker, error) {
 	if b, ok := c.s.b.(shrinker); ok {
 		return b, nil
 	}
-	return nil, errs.Text("give back part of", packName(k.kind, k.number), errs.Unsupported, "the backend cannot")
+	return nil, errs.Text("give back part of", f.name(), errs.Unsupported, "the backend cannot")
 }
+
+// fileOf returns where a pack of a collection lies.
+func fileOf(p collect.Pack) packFile { return packFile{keyOf(p), formOf(p.Compact)} }
 
 // CanShrink implements collect.Space.
 func (c collector) CanShrink(ctx context.Context, p collect.Pack) error {
-	k := keyOf(p)
-	b, err := c.shrinker(k)
+	f := fileOf(p)
+	b, err := c.shrinker(f)
 	if err != nil {
 		return err
 	}
-	return b.CanPunch(ctx, packName(k.kind, k.number))
+	return b.CanPunch(ctx, f.name())
 }
 
+// places returns where chunks lie.
 func places(chunks []collect.Chunk) []chunk.Place {
 	out := make([]chunk.Place, len(chunks))
 	for i, e := range chunks {
-		out[i] = e.Place
+		out[i] = e.Lies
 	}
 	return out
 }
@@ -65,39 +54,39 @@ func (c collector) Gain(p collect.Pack, all, left []collect.Chunk) (n int64, hol
 		_, before := pack.Gaps(p.Size, places(all))
 		return n - before, len(gaps)
 	}
-	return n - (pack.RestSize(len(left))+block-1)/block*block, len(gaps)
+	return n - (pack.RestSize(len(left), p.Compact)+block-1)/block*block, len(gaps)
 }
 
 // Shrink implements collect.Space.
 func (c collector) Shrink(ctx context.Context, p collect.Pack, left []collect.Chunk) (freed int64, holes int, err error) {
-	k := keyOf(p)
-	b, err := c.shrinker(k)
+	f := fileOf(p)
+	b, err := c.shrinker(f)
 	if err != nil {
 		return 0, 0, err
 	}
-	rest, err := c.encodeRest(ctx, k, left)
+	rest, err := c.encodeRest(ctx, f, left)
 	if err != nil {
 		return 0, 0, err
 	}
-	before, err := c.occupied(ctx, restName(k))
+	before, err := c.occupied(ctx, f.rest())
 	if err != nil {
 		return 0, 0, err
 	}
-	if err := b.Replace(ctx, restName(k), rest); err != nil {
+	if err := b.Replace(ctx, f.rest(), rest); err != nil {
 		return 0, 0, err
 	}
-	c.s.dirs.Invalidate(k.number)
+	c.s.dirs.Invalidate(f.number)
 	gaps, _ := pack.Gaps(p.Size, places(left))
-	if freed, err = b.Punch(ctx, packName(k.kind, k.number), gaps); err != nil {
+	if freed, err = b.Punch(ctx, f.name(), gaps); err != nil {
 		return 0, 0, err
 	}
-	after, err := c.occupied(ctx, restName(k))
+	after, err := c.occupied(ctx, f.rest())
 	return freed + before - after, len(gaps), err
 }
 
 // encodeRest makes the rest of a pack from its directory. Both are in the order of places.
-func (c collector) encodeRest(ctx context.Context, k packKey, left []collect.Chunk) (rest []byte, err error) {
-	err = c.s.packs.use(ctx, k, func(r *pack.Reader) error {
+func (c collector) encodeRest(ctx context.Context, f packFile, left []collect.Chunk) (rest []byte, err error) {
+	err = c.s.packs.use(ctx, f.packKey, func(r *pack.Reader) error {
 		dir, err := r.Directory()
 		if err != nil {
 			return err
@@ -110,7 +99,7 @@ func (c collector) encodeRest(ctx context.Context, k packKey, left []collect.Chu
 			}
 		}
 		if n != len(left) {
-			return errs.Text("write directory of", packName(k.kind, k.number), errs.Bug, "what is left is not in the directory")
+			return errs.Text("write directory of", f.name(), errs.Bug, "what is left is not in the directory")
 		}
 		rest, err = r.EncodeRest(dir[:n])
 		return err
@@ -121,30 +110,32 @@ func (c collector) encodeRest(ctx context.Context, k packKey, left []collect.Chu
 // occupied returns what an object takes, 0 if there is none.
 func (c collector) occupied(ctx context.Context, name string) (int64, error) {
 	infos, err := c.s.b.List(ctx, name)
-	if err != nil || len(infos) == 0 {
-		return 0, err
+	for _, i := range infos {
+		if i.Name == name {
+			return i.Occupied, err
+		}
 	}
-	return infos[0].Occupied, nil
+	return 0, err
 }
 
 // Remove implements collect.Space. The rest goes last: alone, it is known for a leftover.
 func (c collector) Remove(ctx context.Context, p collect.Pack) (freed int64, err error) {
-	k := keyOf(p)
+	f := fileOf(p)
 	if b, ok := c.s.b.(backend.Reclaimer); ok {
-		freed, err = b.Discard(ctx, packName(k.kind, k.number))
+		freed, err = b.Discard(ctx, f.name())
 	} else {
-		freed, err = p.Occupied, c.s.b.Remove(ctx, packName(k.kind, k.number))
+		freed, err = p.Occupied, c.s.b.Remove(ctx, f.name())
 	}
 	if err != nil {
 		return 0, err
 	}
-	c.s.packs.forget(k)
-	c.s.dirs.Invalidate(k.number)
-	beside, err := c.occupied(ctx, restName(k))
+	c.s.packs.forget(f.packKey)
+	c.s.dirs.Invalidate(f.number)
+	beside, err := c.occupied(ctx, f.rest())
 	if err != nil {
 		return freed, err
 	}
-	err = c.s.b.Remove(ctx, restName(k))
+	err = c.s.b.Remove(ctx, f.rest())
 	if errs.Is(err, errs.NotFound) {
 		return freed, nil
 	}

@@ -59,32 +59,28 @@ func (s *Store) finishPacks(ctx context.Context) (map[uint32]bool, error) {
 		if err != nil {
 			return nil, err
 		}
-		packs := map[uint32]bool{}
-		for _, i := range infos {
-			if number, ok := restNumber(kind, i.Name); ok {
-				if !packs[number] { // it is sorted behind its pack
-					s.log.Info("removing what a killed collection left of a pack", "name", i.Name)
-					if err := s.b.Remove(ctx, i.Name); err != nil {
-						return nil, err
-					}
+		for _, h := range packsIn(kind, infos) {
+			for _, name := range h.foreign {
+				s.log.Warn("a file that is not ours lies in the store", "name", name)
+			}
+			for _, name := range h.leftover {
+				s.log.Info("removing what a collection that was cut short left of a pack", "name", name)
+				if err := s.b.Remove(ctx, name); err != nil {
+					return nil, err
 				}
+			}
+			if h.number == 0 {
 				continue
 			}
-			number, ok := packNumber(kind, i.Name)
-			packs[number] = ok
-			if !ok {
-				s.log.Warn("a file that is not ours lies in the store", "name", i.Name)
-				continue
-			}
-			s.last = max(s.last, number)
-			keep := i.Sealed
+			s.last = max(s.last, h.number)
+			keep := h.sealed
 			if !keep {
-				if keep, err = s.finishPack(ctx, kind, i.Name); err != nil {
+				if keep, err = s.finishPack(ctx, kind, h.name()); err != nil {
 					return nil, err
 				}
 			}
 			if keep && kind == pack.Data {
-				data[number] = true
+				data[h.number] = true
 			}
 		}
 	}

@@ -2,7 +2,6 @@ package chunkstore
 
 import (
 	"context"
-	"strings"
 
 	"github.com/holdfast-backup/holdfast/chunkstore/pack"
 	"github.com/holdfast-backup/holdfast/internal/errs"
@@ -16,6 +15,7 @@ type Status struct {
 	DataBytes    int64 // of them, what is not zeros
 	Packs        int64
 	PackBytes    int64 // that they take on the disk, data and pages
+	CompactPacks int64 // compressed again, with more care
 	OpenPacks    int64 // unfinished: a backup is running, or was killed
 }
 
@@ -40,12 +40,17 @@ func (r *Reader) Status(ctx context.Context) (Status, error) {
 		}
 		for _, i := range infos {
 			s.PackBytes += i.Occupied
-			if strings.HasSuffix(i.Name, restSuffix) {
+		}
+		for _, h := range packsIn(kind, infos) {
+			if h.number == 0 {
 				continue
 			}
 			s.Packs++
-			if !i.Sealed {
+			if !h.sealed {
 				s.OpenPacks++
+			}
+			if h.form == compact {
+				s.CompactPacks++
 			}
 		}
 	}

@@ -329,14 +329,3 @@ func (s *Store) nextPack() (uint32, error) {
 	s.last++
 	return s.last, nil
 }
-
-// packNumber parses the name of a pack.
-func packNumber(kind pack.Kind, name string) (uint32, bool) {
-	base := strings.TrimSuffix(filepath.Base(name), packSuffix)
-	b, err := hex.DecodeString(base)
-	if err != nil || len(b) != 4 {
-		return 0, false
-	}
-	n := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
-	return n, n > 0 && packName(kind, n) == name
-}

@@ -184,7 +184,7 @@ func (w *storeWalk) add(rep packReport) {
 		w.bad[s] = err
 	}
 	for _, err := range rep.faults {
-		w.object(packName(rep.key.kind, rep.key.number), err)
+		w.object(w.r.objectOf(rep.key), err)
 	}
 	if w.progress != nil {
 		w.progress(w.out)

@@ -122,7 +122,8 @@ type LockSpec struct {
 
 // CollectSpec asks for space to be given back.
 type CollectSpec struct {
-	DryRun bool `json:"dry_run,omitempty" doc:"only say how much that would be"`
+	DryRun  bool `json:"dry_run,omitempty" doc:"only say how much that would be"`
+	Compact bool `json:"compact,omitempty" doc:"then compress packs again, with more care, that are older than a day, as long as no other task runs"`
 }
 
 // StoreInfo says which store the node holds, and what time it believes.

@@ -18,20 +18,28 @@ import (
 )
 
 func (a *app) gcCommand() *cobra.Command {
-	var dry bool
+	var dry, compact bool
 	c := &cobra.Command{
 		Use: "gc", Short: "Give back the space of what no restore point needs", Args: exactly(0, "no arguments"),
 		Long: "Give back the space that removed restore points, and backups that were given up, have left. Backups, and\n" +
 			"whatever reads points, go on meanwhile: what is being read stays, even if its point was removed. It can be cut\n" +
-			"off at any time, and goes on with the next gc. If a node holds the store, the node does it, as a task.",
-		RunE: func(c *cobra.Command, _ []string) error { return a.gc(c.Context(), dry) },
+			"off at any time, and goes on with the next gc. If a node holds the store, the node does it, as a task.\n" +
+			"With --compact what was stored in haste is then compressed again, with more care: about a tenth smaller, at some\n" +
+			"20 MB/s for each processor.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			if dry && compact {
+				return usage(c.CommandPath(), "--dry-run with --compact: how much smaller packs become is not known before")
+			}
+			return a.gc(c.Context(), api.CollectSpec{DryRun: dry, Compact: compact})
+		},
 	}
+	c.Flags().BoolVar(&compact, "compact", false, "then compress packs again that were never compressed with care")
 	c.Flags().BoolVar(&dry, "dry-run", false, "only say how much that would be")
 	return c
 }
 
-func (a *app) gc(ctx context.Context, dry bool) error {
-	there := func(s api.Service) error { return a.gcThere(ctx, s, dry) }
+func (a *app) gc(ctx context.Context, spec api.CollectSpec) error {
+	there := func(s api.Service) error { return a.gcThere(ctx, s, spec) }
 	if a.flagged("node") {
 		s, end, err := a.dial()
 		if err != nil {
@@ -42,7 +50,7 @@ func (a *app) gc(ctx context.Context, dry bool) error {
 	}
 	return a.change(ctx, func(s *chunkstore.Store) error {
 		bar := a.progress()
-		r, err := node.Collect(ctx, s, node.CollectOptions{DryRun: dry, Progress: func(stage, detail string) {
+		r, err := node.Collect(ctx, s, node.CollectOptions{DryRun: spec.DryRun, Compact: spec.Compact, Progress: func(stage, detail string) {
 			bar.show(func() string { return stage + ": " + detail })
 		}})
 		bar.done()
@@ -54,8 +62,8 @@ func (a *app) gc(ctx context.Context, dry bool) error {
 }
 
 // gcThere asks a node, and follows its task.
-func (a *app) gcThere(ctx context.Context, s api.Service, dry bool) error {
-	t, err := s.StartCollect(ctx, api.CollectSpec{DryRun: dry})
+func (a *app) gcThere(ctx context.Context, s api.Service, spec api.CollectSpec) error {
+	t, err := s.StartCollect(ctx, spec)
 	if err != nil {
 		return err
 	}
@@ -107,6 +115,12 @@ func collectedTable(w io.Writer, r node.CollectResult) {
 	}
 	if r.Skipped > 0 {
 		fmt.Fprintf(w, "Left alone\t%s: see the log (-v, or the node's), and `holdfast store verify`\n", count(int64(r.Skipped), "pack"))
+	}
+	if r.Compacted > 0 || r.CompactLeft > 0 {
+		fmt.Fprintf(w, "Compressed again\t%s, which gave back %s; %d left for another time\n", count(int64(r.Compacted), "pack"), size(r.CompactGain), r.CompactLeft)
+	}
+	if r.CompactBad > 0 {
+		fmt.Fprintf(w, "Damaged\t%s left as found: run `holdfast store verify`\n", count(int64(r.CompactBad), "pack"))
 	}
 	if len(r.StillRead) > 0 {
 		fmt.Fprintf(w, "Still read\t%s that were removed: %s; what they need comes free when nobody reads them any more\n",

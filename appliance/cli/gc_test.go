@@ -33,6 +33,31 @@ func (b *box) collects(args ...string) node.CollectResult {
 	return r
 }
 
+// TestGCCompact compresses what is there again, with the store at hand and through a node, which leaves young packs alone.
+func TestGCCompact(t *testing.T) {
+	b := newBox(t)
+	var text bytes.Buffer
+	rng := rand.New(rand.NewPCG(5, 5))
+	for text.Len() < 5*mib {
+		fmt.Fprintf(&text, "%d %x\n", rng.IntN(5000), rng.IntN(70000))
+	}
+	point := b.imports(b.file("a", text.Bytes()), "a").Point
+	want, before := b.sha256(point), b.occupied()
+	out := b.ok("store", "gc", "--compact")
+	after := b.occupied()
+	if !strings.Contains(out, "Compressed again") || !strings.Contains(out, size(before-after)) || after >= before {
+		t.Errorf("%d bytes became %d, after\n%s", before, after, out)
+	}
+	b.clean(point)
+	if got := b.sha256(point); got != want {
+		t.Errorf("the point became %s, was %s", got, want)
+	}
+	if r := b.collects("--compact"); r.Compacted != 0 || r.CompactLeft != 0 || r.CompactBad != 0 {
+		t.Errorf("a second time: %+v", r)
+	}
+	b.fails(exitUsage, []string{"store", "gc", "--compact", "--dry-run"}, "--dry-run")
+}
+
 // TestGC gives back a point's space, as a dry run has said before, and of a store without points everything.
 func TestGC(t *testing.T) {
 	b := newBox(t)
@@ -168,7 +193,7 @@ func TestGCAsksTheNode(t *testing.T) {
 		if out := b.ok(args...); !strings.Contains(out, "5.0 MiB") {
 			t.Errorf("%q says\n%s", args, out)
 		}
-		want := fmt.Sprintf("StartCollect[{DryRun:%v}]", len(args) > 2)
+		want := fmt.Sprintf("StartCollect[{DryRun:%v Compact:false}]", len(args) > 2)
 		if got := strings.Join(b.node.calls, "; "); !strings.Contains(got, want) {
 			t.Errorf("%q: the node was asked %q, not %q", args, got, want)
 		}

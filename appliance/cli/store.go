@@ -33,6 +33,7 @@ type statusJSON struct {
 	DataBytes    int64   `json:"data_bytes"`
 	PackBytes    int64   `json:"pack_bytes"`
 	Packs        int64   `json:"packs"`
+	CompactPacks int64   `json:"compact_packs"`
 	OpenPacks    int64   `json:"unfinished_packs"`
 	DiskBytes    int64   `json:"disk_bytes"` // of all files, as the file system counts
 	FreeBytes    int64   `json:"free_bytes"`
@@ -56,7 +57,7 @@ func (a *app) status(ctx context.Context) error {
 	sb := r.Superblock()
 	out := statusJSON{
 		r.Dir(), sb.UUID.String(), sb.Created.Format(time.RFC3339), sb.Cutter, sb.Digest, sb.Compression, st.Points, st.DamagedPoint,
-		st.LogicalBytes, st.DataBytes, st.PackBytes, st.Packs, st.OpenPacks, used, free, 0,
+		st.LogicalBytes, st.DataBytes, st.PackBytes, st.Packs, st.CompactPacks, st.OpenPacks, used, free, 0,
 	}
 	if used > 0 {
 		out.DedupRatio = float64(st.DataBytes) / float64(used)

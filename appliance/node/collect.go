@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/holdfast-backup/holdfast/appliance"
@@ -35,12 +36,21 @@ type CollectResult struct {
 	Reused      int64    `json:"chunks_reused"`
 	Waited      int      `json:"waited_for_backups"`
 	StillRead   []string `json:"points_still_read"`
+	Compacted   int      `json:"packs_compacted"` // compressed again
+	CompactGain int64    `json:"compacted_bytes"` // given back by that, not in Freed
+	CompactLeft int      `json:"packs_to_compact"`
+	CompactBad  int      `json:"packs_damaged"` // that are damaged and were left alone
 	Seconds     float64  `json:"seconds"`
 }
 
 // CollectOptions say how Collect collects.
 type CollectOptions struct {
 	DryRun bool
+	// Compact compresses packs again that are older than CompactAge, until Continue, asked before each, says no.
+	Compact    bool
+	CompactAge time.Duration
+	Workers    int         // that compress again; 0: all processors
+	Continue   func() bool // may be nil
 	// Progress is told of each stage, and how far it is; may be nil.
 	Progress func(stage, detail string)
 }
@@ -60,13 +70,36 @@ func Collect(ctx context.Context, s *chunkstore.Store, o CollectOptions) (Collec
 		DryRun: o.DryRun, Freed: r.FreedBytes, WholePacks: r.WholeBytes, Holes: r.HoleBytes, Pages: r.PageBytes,
 		Removed: r.PacksRemoved, Shrunk: r.PacksShrunk, HoleCount: r.Holes, Chunks: r.Chunks, PageCount: r.Pages,
 		KeptChunks: r.KeptChunks, KeptPages: r.KeptPages, SpareChunks: r.SpareChunks, SpareBytes: r.SpareBytes,
-		Skipped: r.PacksSkipped, Reused: r.Reused, Waited: r.WaitedSessions, StillRead: r.Held, Seconds: time.Since(began).Seconds(),
+		Skipped: r.PacksSkipped, Reused: r.Reused, Waited: r.WaitedSessions, StillRead: r.Held,
 	}
 	if out.StillRead == nil {
 		out.StillRead = []string{}
 	}
-	return out, nil
+	if o.Compact && !o.DryRun {
+		err = compactToo(ctx, s, o, &out)
+	}
+	out.Seconds = time.Since(began).Seconds()
+	return out, err
 }
+
+// compacting is the stage in which packs are compressed again.
+const compacting = "compressing packs again"
+
+func compactToo(ctx context.Context, s *chunkstore.Store, o CollectOptions, out *CollectResult) error {
+	r, err := s.Compact(ctx, chunkstore.CompactOptions{
+		MinAge: o.CompactAge, Workers: o.Workers, Continue: o.Continue, Progress: func(r chunkstore.CompactResult) {
+			if o.Progress != nil {
+				o.Progress(compacting, fmt.Sprintf("%d of %d", r.Looked, r.Total))
+			}
+		},
+	})
+	out.Compacted, out.CompactGain, out.CompactLeft, out.CompactBad = r.Packs, r.Freed(), r.Total-r.Looked, r.Damaged
+	return err
+}
+
+// compactAge is how old a pack has to be for the node to compress it again by itself: what is young is read most, and may
+// be removed soon.
+const compactAge = 24 * time.Hour
 
 func stageDetail(p collect.Progress) string {
 	switch {
@@ -87,11 +120,14 @@ const collectObject = "store/collection"
 func (n *Node) StartCollect(_ context.Context, s api.CollectSpec) (appliance.Task, error) {
 	return n.begin(collectObject, appliance.Task{Kind: appliance.TaskCollect}, func(ctx context.Context, h *task.Handle) (map[string]any, error) {
 		t := teller{h: h}
-		r, err := Collect(ctx, n.store, CollectOptions{DryRun: s.DryRun, Progress: t.tell})
+		r, err := Collect(ctx, n.store, CollectOptions{
+			DryRun: s.DryRun, Compact: s.Compact, CompactAge: compactAge, Workers: max(1, runtime.GOMAXPROCS(0)/2),
+			Continue: func() bool { return !n.workingBeside(collectObject) }, Progress: t.tell,
+		})
 		if err != nil {
 			return nil, err
 		}
-		n.log.Info("space was given back", "bytes", r.Freed, "packs", r.Removed, "shrunk", r.Shrunk, "dry", r.DryRun, "seconds", r.Seconds)
+		n.log.Info("space was given back", "bytes", r.Freed, "compacted", r.Compacted, "by_that", r.CompactGain, "packs", r.Removed, "shrunk", r.Shrunk, "dry", r.DryRun, "seconds", r.Seconds)
 		return asResult(r)
 	})
 }
@@ -118,7 +154,7 @@ func (n *Node) collectByItself(ctx context.Context) {
 			continue
 		}
 		tried = time.Now()
-		if _, err := n.StartCollect(ctx, api.CollectSpec{}); err != nil && !errs.Is(err, errs.Busy) {
+		if _, err := n.StartCollect(ctx, api.CollectSpec{Compact: true}); err != nil && !errs.Is(err, errs.Busy) {
 			n.log.Error("a collection cannot be started", "err", err)
 		}
 	}
@@ -129,6 +165,18 @@ func (n *Node) working() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return len(n.busy) > 0
+}
+
+// workingBeside tells whether any task runs but the one that works on an object.
+func (n *Node) workingBeside(object string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for busy := range n.busy {
+		if busy != object {
+			return true
+		}
+	}
+	return false
 }
 
 // teller makes steps of a collection's stages. It is told often, and passes on what a person can follow.

@@ -29,7 +29,8 @@ func (k Kind) String() string {
 // Chunk is a chunk or a page as a directory knows it.
 type Chunk struct {
 	ID    chunk.ID
-	Place chunk.Place
+	Place chunk.Place // where manifests say it is
+	Lies  chunk.Place // where it is in the file
 }
 
 // Pack is a sealed pack.
@@ -39,6 +40,7 @@ type Pack struct {
 	Size     int64 // of the file, in bytes
 	Occupied int64 // bytes that it takes on its disk, with its rest
 	HasRest  bool  // space of it was given back before
+	Compact  bool  // it was written anew, without gaps
 }
 
 // Needed is a place that is read in place of one that a manifest names: there the content of a damaged chunk or page

@@ -114,7 +114,7 @@ func (x *session) oldPlace(id chunk.ID) chunk.Place {
 // holds is what Store.holds is: a look into the directory.
 func (x *session) holds(id chunk.ID, at chunk.Place) bool {
 	p := x.w.packs[packID{Data, at.Pack}]
-	return p != nil && slices.Contains(p.chunks, Chunk{id, at})
+	return p != nil && slices.Contains(p.chunks, Chunk{id, at, at})
 }
 
 func (x *session) append(k Kind, id chunk.ID, stored uint32) chunk.Place {
@@ -127,7 +127,7 @@ func (x *session) append(k Kind, id chunk.ID, stored uint32) chunk.Place {
 	p := w.packs[x.packs[k]]
 	at := chunk.Place{Pack: x.packs[k].number, Offset: p.end, Stored: stored}
 	p.end += (stored + chunk.PlaceUnit - 1) / chunk.PlaceUnit
-	p.chunks = append(p.chunks, Chunk{id, at})
+	p.chunks = append(p.chunks, Chunk{id, at, at})
 	return at
 }
 

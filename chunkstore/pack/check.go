@@ -40,6 +40,10 @@ func (r *Reader) Group(p chunk.Place, want chunk.ID) (uint32, error) {
 	const op = "read header in pack"
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
+	p, err := r.locate(op, p, want)
+	if err != nil {
+		return 0, err
+	}
 	g, _, err := r.readGroup(op, s, p, want, groupSize)
 	if err != nil {
 		return 0, err
@@ -77,11 +81,11 @@ func (r *Reader) Padding() error {
 	}
 	for _, e := range entries {
 		if !t.rest {
-			if err := gap(e.Place.ByteOffset()); err != nil {
+			if err := gap(e.Lies().ByteOffset()); err != nil {
 				return err
 			}
 		}
-		from = e.Place.ByteOffset() + int64(e.Place.Stored)
+		from = e.Lies().ByteOffset() + int64(e.Lies().Stored)
 		if t.rest {
 			if err := gap(align(from)); err != nil {
 				return err

@@ -36,16 +36,22 @@ const zstdWindow = 256 << 10
 // rawShift sets what compression must save to be kept: 1/16 of a frame. Less is not worth a decode at every read.
 const rawShift = 4
 
-var (
-	encoders = sync.Pool{New: func() any {
-		e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(zstdWindow),
+// encoderPool pools the encoders of one level.
+func encoderPool(level zstd.EncoderLevel) *sync.Pool {
+	return &sync.Pool{New: func() any {
+		e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithWindowSize(zstdWindow),
 			zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true))
 		if err != nil {
 			panic("pack: zstd encoder: " + err.Error()) // the options are constants
 		}
 		return e
 	}}
-	decoders = sync.Pool{New: func() any {
+}
+
+var (
+	encoders     = encoderPool(zstd.SpeedFastest)
+	bestEncoders = encoderPool(zstd.SpeedBestCompression)
+	decoders     = sync.Pool{New: func() any {
 		d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(zstdWindow), zstd.WithDecodeAllCapLimit(true))
 		if err != nil {
@@ -82,6 +88,18 @@ type Compressed struct {
 // Compress cuts plain into frames and compresses each of them. A frame that would not shrink by at least 1/16 stays as
 // it is. plain is not kept. It panics if plain is empty or larger than chunk.MaxSize: the cutter promises neither.
 func Compress(codec Codec, plain []byte) Compressed {
+	return compress(codec, plain, func(dst, frame []byte) []byte { return encodeFrame(codec, dst, frame) })
+}
+
+// CompressBest is Compress with Zstd at its best level: about a tenth smaller than at the fastest, in ten times the
+// time, and decoded as fast. An encoder takes some 40 MiB.
+func CompressBest(plain []byte) Compressed {
+	e := bestEncoders.Get().(*zstd.Encoder)
+	defer bestEncoders.Put(e)
+	return compress(Zstd, plain, func(dst, frame []byte) []byte { return e.EncodeAll(frame, dst) })
+}
+
+func compress(codec Codec, plain []byte, encode func(dst, frame []byte) []byte) Compressed {
 	if len(plain) == 0 || len(plain) > chunk.MaxSize || codec >= codecs {
 		panic(fmt.Sprintf("pack: Compress of %d bytes with %v", len(plain), codec))
 	}
@@ -91,7 +109,7 @@ func Compress(codec Codec, plain []byte) Compressed {
 	at := 0
 	for i := range framesOf(len(plain)) {
 		frame := plain[i*chunk.FrameSize : min(len(plain), (i+1)*chunk.FrameSize)]
-		out := encodeFrame(codec, tryout[:0], frame)
+		out := encode(tryout[:0], frame)
 		if out == nil || len(out) > len(frame)-max(1, len(frame)>>rawShift) {
 			out = frame
 			c.raw |= 1 << i

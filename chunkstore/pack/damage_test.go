@@ -20,7 +20,7 @@ type region struct {
 // regions cuts a pack of chunks at the given places into its parts.
 func regions(t *testing.T, b []byte, places []chunk.Place) []region {
 	t.Helper()
-	tr, err := decodeTrailer((*[trailerSize]byte)(b[len(b)-trailerSize:]), int64(len(b)))
+	tr, err := decodeTrailer((*[trailerSize]byte)(b[len(b)-trailerSize:]), int64(len(b)), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,12 +243,12 @@ func TestForgedDirectory(t *testing.T) {
 	obj, places := build(t, None, testOpts, a)
 	real := DirEntry{Digest: nameOf(a), Place: places[0], PlainLen: 200}
 	forged := DirEntry{Digest: chunk.Digest{66}, Place: places[0], PlainLen: 200}
-	tr, err := decodeTrailer((*[trailerSize]byte)(obj.b[len(obj.b)-trailerSize:]), int64(len(obj.b)))
+	tr, err := decodeTrailer((*[trailerSize]byte)(obj.b[len(obj.b)-trailerSize:]), int64(len(obj.b)), false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	rewrite := func(e DirEntry, flags uint16) *Reader {
-		b := encodeDirectory(bytes.Clone(obj.b[:int64(tr.dirOffset)*chunk.PlaceUnit]), []DirEntry{e})
+		b := encodeDirectory(bytes.Clone(obj.b[:int64(tr.dirOffset)*chunk.PlaceUnit]), []DirEntry{e}, false)
 		f := tr
 		f.flags = flags
 		var tb [trailerSize]byte

@@ -43,14 +43,14 @@ func (r *Reader) directory(op string) (trailer, [trailerSize]byte, []DirEntry, e
 			return trailer{}, b, nil, corrupt(op, r.name, "trailer and directory do not match their signature")
 		}
 	}
-	entries, err := decodeDirectory(dir, r.header.Number, start)
+	entries, err := decodeDirectory(dir, r.header, start)
 	if err != nil {
 		return trailer{}, b, nil, errs.New(op, r.name, errs.Corrupt, fmt.Errorf("directory: %w", err))
 	}
 	var plain, stored uint64
 	for _, e := range entries {
 		plain += uint64(e.PlainLen)
-		stored += uint64(e.Place.Stored)
+		stored += uint64(e.Lies().Stored)
 	}
 	if len(entries) != int(t.chunks) || plain != t.plain || stored != t.stored {
 		return trailer{}, b, nil, corrupt(op, r.name, "trailer and directory do not agree")
@@ -68,7 +68,7 @@ func (r *Reader) trailer(op string) (trailer, [trailerSize]byte, error) {
 	if n, err := r.obj.ReadAt(b[:], size-trailerSize); n < trailerSize {
 		return trailer{}, b, errs.Wrap(op, r.name, noEOF(err))
 	}
-	t, err := decodeTrailer(&b, size)
+	t, err := decodeTrailer(&b, size, r.header.Compact)
 	if errors.Is(err, errVersion) {
 		return trailer{}, b, errs.New(op, r.name, errs.Unsupported, err).WithNext("Use the newest Holdfast with this store.")
 	}
@@ -92,14 +92,14 @@ func (r *Reader) confirm(op string, entries []DirEntry) ([]DirEntry, error) {
 	defer scratches.Put(s)
 	good := entries[:0]
 	for _, e := range entries {
-		g, err := r.readWhole(op, s, e.Place, e.Digest.ID())
+		g, err := r.readWhole(op, s, e.Lies(), e.Digest.ID())
 		if errs.Is(err, errs.Corrupt) || errs.Is(err, errs.Stale) {
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
-		if g.digest == e.Digest && g.plain == e.PlainLen && g.stored() == e.Place.Stored && r.authentic(s, &g, e.Place) {
+		if g.digest == e.Digest && g.plain == e.PlainLen && g.stored() == e.Lies().Stored && r.authentic(s, &g, e.Lies()) {
 			good = append(good, e)
 		}
 	}

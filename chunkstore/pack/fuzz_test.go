@@ -68,7 +68,7 @@ func FuzzTrailer(f *testing.F) {
 		var b, out [trailerSize]byte
 		copy(b[:], in)
 		sealCRC(b[:])
-		tr, err := decodeTrailer(&b, size)
+		tr, err := decodeTrailer(&b, size, false)
 		if err != nil {
 			return
 		}
@@ -82,26 +82,29 @@ func FuzzTrailer(f *testing.F) {
 }
 
 func FuzzDirectory(f *testing.F) {
-	f.Add(encodeDirectory(nil, nil), int64(64))
+	f.Add(encodeDirectory(nil, nil, false), int64(64), false)
 	f.Add(encodeDirectory(nil, []DirEntry{
 		{Digest: chunk.Digest{1}, Place: chunk.Place{Offset: 4, Stored: 100}, PlainLen: 10},
 		{Digest: chunk.Digest{2}, Place: chunk.Place{Offset: 11, Stored: 200}, PlainLen: 4096},
-	}), int64(1000))
-	f.Fuzz(func(t *testing.T, b []byte, end int64) {
+	}, false), int64(1000), false)
+	f.Add(encodeDirectory(nil, []DirEntry{
+		{Digest: chunk.Digest{1}, Place: chunk.Place{Offset: 400, Stored: 100}, PlainLen: 10, at: chunk.Place{Offset: 4, Stored: 90}},
+	}, true), int64(1000), true)
+	f.Fuzz(func(t *testing.T, b []byte, end int64, compact bool) {
 		if len(b) >= dirHeaderSize {
 			b = bytes.Clone(b)
 			le.PutUint32(b[8:12], crcOf(b[dirHeaderSize:]))
 			sealCRC(b[:dirHeaderSize])
 		}
-		entries, err := decodeDirectory(b, 7, end)
+		entries, err := decodeDirectory(b, Header{Number: 7, Compact: compact}, end)
 		if err != nil {
 			return
 		}
-		if out := encodeDirectory(nil, entries); !bytes.Equal(out, b) {
+		if out := encodeDirectory(nil, entries, compact); !bytes.Equal(out, b) {
 			t.Errorf("%x became %x", b, out)
 		}
 		for _, e := range entries {
-			if e.Place.Pack != 7 || e.Place.ByteOffset()+int64(e.Place.Stored) > end {
+			if l := e.Lies(); l.Pack != 7 || e.Place.Pack != 7 || l.ByteOffset()+int64(l.Stored) > end {
 				t.Errorf("%+v ends behind %d", e, end)
 			}
 		}

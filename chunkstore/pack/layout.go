@@ -15,6 +15,7 @@ const (
 	groupSize     = 64
 	dirHeaderSize = 16
 	dirEntrySize  = 44
+	compactExtra  = 8 // more in each entry of a compact pack's directory
 	trailerSize   = 112
 )
 
@@ -42,7 +43,11 @@ type Header struct {
 	StoreUUID [16]byte
 	PackUUID  [16]byte
 	KeyID     [8]byte // of the master key
+	Compact   bool    // it takes the place of a pack of the same number; see Writer.Move
 }
+
+// flagCompact is the flag of a compact pack's header.
+const flagCompact = 1
 
 func crcOf(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 
@@ -56,6 +61,10 @@ func (h *Header) encode(b *[headerSize]byte) {
 	le.PutUint16(b[4:6], Version)
 	b[6] = byte(h.Kind)
 	b[7] = 0 // flags
+	if h.Compact {
+		le.PutUint16(b[4:6], compactVersion)
+		b[7] = flagCompact
+	}
 	le.PutUint64(b[8:16], uint64(h.Created.Unix()))
 	copy(b[16:32], h.StoreUUID[:])
 	copy(b[32:48], h.PackUUID[:])
@@ -70,12 +79,12 @@ func decodeHeader(b *[headerSize]byte) (Header, error) {
 		return Header{}, errMagic
 	case !crcOK(b[:]):
 		return Header{}, errCRC
-	case le.Uint16(b[4:6]) > Version:
+	case le.Uint16(b[4:6]) > compactVersion:
 		return Header{}, errVersion
 	}
-	h := Header{Kind: Kind(b[6]), Number: le.Uint32(b[56:60])}
+	h := Header{Compact: le.Uint16(b[4:6]) == compactVersion, Kind: Kind(b[6]), Number: le.Uint32(b[56:60])}
 	sec := le.Uint64(b[8:16])
-	if le.Uint16(b[4:6]) == 0 || (h.Kind != Data && h.Kind != Meta) || b[7] != 0 || h.Number == 0 || sec > math.MaxInt64 {
+	if le.Uint16(b[4:6]) == 0 || (h.Kind != Data && h.Kind != Meta) || (b[7] == flagCompact) != h.Compact || b[7] > flagCompact || h.Number == 0 || sec > math.MaxInt64 {
 		return Header{}, errField
 	}
 	h.Created = time.Unix(int64(sec), 0).UTC()
@@ -160,8 +169,8 @@ func decodeGroup(b []byte) (g group, err error) {
 func framesOf(n int) int { return (n + chunk.FrameSize - 1) / chunk.FrameSize }
 
 // encodeDirectory appends the directory to dst: a header with the number of entries and a CRC of them, and the entries
-// in the order the groups were written.
-func encodeDirectory(dst []byte, entries []DirEntry) []byte {
+// in the order the groups were written. In a compact pack each has its chunk's place and then where the chunk lies.
+func encodeDirectory(dst []byte, entries []DirEntry, compact bool) []byte {
 	start := len(dst)
 	dst = append(dst, make([]byte, dirHeaderSize)...)
 	for _, e := range entries {
@@ -169,6 +178,10 @@ func encodeDirectory(dst []byte, entries []DirEntry) []byte {
 		dst = le.AppendUint32(dst, e.Place.Offset)
 		dst = le.AppendUint32(dst, e.Place.Stored)
 		dst = le.AppendUint32(dst, e.PlainLen)
+		if compact {
+			dst = le.AppendUint32(dst, e.at.Offset)
+			dst = le.AppendUint32(dst, e.at.Stored)
+		}
 	}
 	h := dst[start : start+dirHeaderSize]
 	copy(h[0:4], dirMagic)
@@ -178,8 +191,16 @@ func encodeDirectory(dst []byte, entries []DirEntry) []byte {
 	return dst
 }
 
+// entrySize returns the bytes of a directory's entry.
+func entrySize(compact bool) int64 {
+	if compact {
+		return dirEntrySize + compactExtra
+	}
+	return dirEntrySize
+}
+
 // dirLen returns the bytes of a directory of n entries.
-func dirLen(n uint32) int64 { return dirHeaderSize + int64(n)*dirEntrySize }
+func dirLen(n uint32, compact bool) int64 { return dirHeaderSize + int64(n)*entrySize(compact) }
 
 // decodeDirHeader returns the number of entries and the CRC of them.
 func decodeDirHeader(b []byte) (entries, crc uint32, err error) {
@@ -195,9 +216,9 @@ func decodeDirHeader(b []byte) (entries, crc uint32, err error) {
 	return le.Uint32(b[4:8]), le.Uint32(b[8:12]), nil
 }
 
-// decodeDirectory reads a whole directory of pack number; end is where groups end. The entries are in order and do not
+// decodeDirectory reads a whole directory of a pack; end is where groups end. The entries are in order and do not
 // overlap, or it is no directory of ours.
-func decodeDirectory(b []byte, number uint32, end int64) ([]DirEntry, error) {
+func decodeDirectory(b []byte, h Header, end int64) ([]DirEntry, error) {
 	if len(b) < dirHeaderSize {
 		return nil, errField
 	}
@@ -205,7 +226,7 @@ func decodeDirectory(b []byte, number uint32, end int64) ([]DirEntry, error) {
 	if err != nil {
 		return nil, err
 	}
-	if int64(len(b)) != dirLen(n) {
+	if int64(len(b)) != dirLen(n, h.Compact) {
 		return nil, errField
 	}
 	b = b[dirHeaderSize:]
@@ -213,25 +234,35 @@ func decodeDirectory(b []byte, number uint32, end int64) ([]DirEntry, error) {
 		return nil, errCRC
 	}
 	out := make([]DirEntry, n)
-	next := int64(headerSize)
+	size := int(entrySize(h.Compact))
+	place := func(r []byte) chunk.Place {
+		return chunk.Place{Pack: h.Number, Offset: le.Uint32(r), Stored: le.Uint32(r[4:])}
+	}
+	named, lying := row{next: headerSize, end: end}, row{next: headerSize, end: end}
+	if h.Compact {
+		named.end = MaxSize // in a file that is no more
+	}
 	for i := range out {
-		r := b[i*dirEntrySize:][:dirEntrySize]
-		e := DirEntry{
-			Digest:   chunk.Digest(r[0:32]),
-			Place:    chunk.Place{Pack: number, Offset: le.Uint32(r[32:36]), Stored: le.Uint32(r[36:40])},
-			PlainLen: le.Uint32(r[40:44]),
+		r := b[i*size:][:size]
+		e := DirEntry{Digest: chunk.Digest(r[0:32]), Place: place(r[32:40]), PlainLen: le.Uint32(r[40:44])}
+		if h.Compact {
+			e.at = place(r[44:52])
 		}
-		if e.Place.ByteOffset() < next || e.Place.Stored <= groupSize || e.Place.Stored > maxGroup ||
-			e.PlainLen == 0 || e.PlainLen > chunk.MaxSize {
-			return nil, errField
-		}
-		next = align(e.Place.ByteOffset() + int64(e.Place.Stored))
-		if next > end {
+		if !named.take(e.Place) || !lying.take(e.Lies()) || e.PlainLen == 0 || e.PlainLen > chunk.MaxSize {
 			return nil, errField
 		}
 		out[i] = e
 	}
 	return out, nil
+}
+
+// row checks that places follow one another.
+type row struct{ next, end int64 }
+
+func (o *row) take(p chunk.Place) bool {
+	ok := p.ByteOffset() >= o.next && p.Stored > groupSize && p.Stored <= maxGroup
+	o.next = align(p.ByteOffset() + int64(p.Stored))
+	return ok && o.next <= o.end
 }
 
 // trailer ends a sealed pack.
@@ -271,7 +302,7 @@ func (t *trailer) encode(b *[trailerSize]byte) {
 }
 
 // decodeTrailer reads the trailer of a pack of the given size.
-func decodeTrailer(b *[trailerSize]byte, size int64) (trailer, error) {
+func decodeTrailer(b *[trailerSize]byte, size int64, compact bool) (trailer, error) {
 	switch {
 	case string(b[0:4]) != trailerMagic:
 		return trailer{}, errMagic
@@ -288,7 +319,7 @@ func decodeTrailer(b *[trailerSize]byte, size int64) (trailer, error) {
 	}
 	if le.Uint16(b[4:6]) == 0 || t.flags > flagRecovered|flagUnsigned || t.chunks > MaxChunks ||
 		le.Uint32(b[20:24]) != 0 || le.Uint32(b[104:108]) != 0 ||
-		int64(t.dirBytes) != dirLen(t.chunks) || t.dirOffset < headerSize/chunk.PlaceUnit ||
+		int64(t.dirBytes) != dirLen(t.chunks, compact) || t.dirOffset < headerSize/chunk.PlaceUnit ||
 		int64(t.dirOffset)*chunk.PlaceUnit+int64(t.dirBytes)+trailerSize != size {
 		return trailer{}, errField
 	}

@@ -15,9 +15,11 @@
 //  4. What is damaged is found and called errs.Corrupt. A place that holds another chunk is errs.Stale: a hint that is
 //     old, not damage.
 //  5. Group headers are self-delimiting and can be found again behind damage without a key.
-//  6. Space is only given back (holes in the file) of chunks that no directory names any more: a rest, a new directory
+//  6. A chunk's place is for ever. When a pack is made compact (compact.go), the new file says which places its chunks
+//     had, and is asked for those.
+//  7. Space is only given back (holes in the file) of chunks that no directory names any more: a rest, a new directory
 //     beside the pack, is durable before. What is left is neither moved nor written again.
-//  7. Memory is bounded whatever the file says: nothing is allocated by a length that was not checked.
+//  8. Memory is bounded whatever the file says: nothing is allocated by a length that was not checked.
 //
 // The bytes are described in docs/format/pack.md. A Writer belongs to one goroutine; Compress may run in many. A Reader
 // may be used by many. Tested by golden vectors in testdata, by a flip of every byte and a cut at every length of a
@@ -37,6 +39,9 @@ import (
 
 // Version is the version of the format that is written. Readers refuse newer ones.
 const Version = 1
+
+// compactVersion is that of a compact pack's header: whoever knows only version 1 has to refuse it.
+const compactVersion = 2
 
 // TargetSize is the size in bytes at which the store seals a pack and begins the next. Packs of any size up to MaxSize
 // are valid.
@@ -83,8 +88,18 @@ var (
 // DirEntry is a chunk as the directory or a walk knows it.
 type DirEntry struct {
 	Digest   chunk.Digest
-	Place    chunk.Place
-	PlainLen uint32 // bytes before compression
+	Place    chunk.Place // where manifests and the index say it is
+	PlainLen uint32      // bytes before compression
+
+	at chunk.Place // in a compact pack, where it is in the file; else zero
+}
+
+// Lies returns where the chunk is in the file: at its place, but in a compact pack.
+func (e *DirEntry) Lies() chunk.Place {
+	if e.at.IsZero() {
+		return e.Place
+	}
+	return e.at
 }
 
 // align rounds n up to the next place a group may begin.

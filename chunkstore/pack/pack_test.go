@@ -322,7 +322,7 @@ func TestOpenRefuses(t *testing.T) {
 	obj, _ := build(t, None, testOpts, []byte("x"))
 	other := keys.Master{9}
 	newer := bytes.Clone(obj.b)
-	le.PutUint16(newer[4:6], Version+1)
+	le.PutUint16(newer[4:6], compactVersion+1)
 	sealCRC(newer[:headerSize])
 	for _, c := range []struct {
 		name string

@@ -32,6 +32,7 @@ type Reader struct {
 	aead     cipher.AEAD // nil without a key
 	signKey  [32]byte
 	loadRest func() ([]byte, error)
+	moved    moves // of a compact pack
 }
 
 // Open checks the header of a pack and returns a Reader that owns obj; after an error obj stays the caller's.
@@ -94,6 +95,10 @@ func (r *Reader) ReadFrame(p chunk.Place, want chunk.ID, frame int, dst []byte) 
 	const op = "read frame in pack"
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
+	p, err := r.locate(op, p, want)
+	if err != nil {
+		return nil, err
+	}
 	n := groupSize
 	if p.Stored > groupSize && p.Stored <= oneRead {
 		n = int(p.Stored)
@@ -124,6 +129,10 @@ func (r *Reader) ReadChunk(p chunk.Place, want chunk.ID, dst []byte) ([]byte, ch
 	const op = "read chunk in pack"
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
+	p, err := r.locate(op, p, want)
+	if err != nil {
+		return nil, chunk.Digest{}, err
+	}
 	g, err := r.readWhole(op, s, p, want)
 	if err != nil {
 		return nil, chunk.Digest{}, err

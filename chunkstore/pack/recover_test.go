@@ -145,7 +145,7 @@ func TestRecoverRefuses(t *testing.T) {
 	headless := bytes.Clone(b)
 	headless[20] ^= 1
 	newer := bytes.Clone(b)
-	le.PutUint16(newer[4:6], Version+1)
+	le.PutUint16(newer[4:6], compactVersion+1)
 	sealCRC(newer[:headerSize])
 	for _, c := range []struct {
 		name string

@@ -22,10 +22,10 @@ const (
 )
 
 // MaxRest bounds a rest in bytes.
-const MaxRest = restHeader + dirHeaderSize + MaxChunks*dirEntrySize
+const MaxRest = restHeader + dirHeaderSize + MaxChunks*(dirEntrySize+compactExtra)
 
 // RestSize returns the bytes of a rest with n entries.
-func RestSize(n int) int64 { return restHeader + dirLen(uint32(n)) }
+func RestSize(n int, compact bool) int64 { return restHeader + dirLen(uint32(n), compact) }
 
 // EncodeRest makes the rest of a sealed pack in which only the given entries, in the order of the directory, are left.
 func (r *Reader) EncodeRest(left []DirEntry) ([]byte, error) {
@@ -33,8 +33,8 @@ func (r *Reader) EncodeRest(left []DirEntry) ([]byte, error) {
 	if r.aead == nil {
 		return nil, errs.Text(op, r.name, errs.Denied, "no key was given")
 	}
-	b := make([]byte, restHeader, restHeader+int(dirLen(uint32(len(left)))))
-	b = encodeDirectory(b, left)
+	b := make([]byte, restHeader, RestSize(len(left), r.header.Compact))
+	b = encodeDirectory(b, left, r.header.Compact)
 	head := b[:restHeader]
 	copy(head[0:4], restMagic)
 	le.PutUint16(head[4:6], restVersion)
@@ -77,7 +77,7 @@ func (r *Reader) decodeRest(b []byte) ([]DirEntry, error) {
 	if mac := r.restMAC(b); r.aead != nil && !hmac.Equal(mac[:], head[24:56]) {
 		return nil, errForeignRest
 	}
-	return decodeDirectory(b[restHeader:], r.header.Number, r.obj.Size())
+	return decodeDirectory(b[restHeader:], r.header, r.obj.Size())
 }
 
 // rest returns the entries of the pack's rest, if it has one.
@@ -119,7 +119,7 @@ func (r *Reader) verifyRest(op string, left []DirEntry) error {
 // chunk lies that is needed.
 const punchGrain = 4096
 
-// Gaps returns the ranges of a sealed pack of size bytes that can be given back when only chunks at the given places are
+// Gaps returns the ranges of a sealed pack of size bytes that can be given back when only chunks that lie at the given places are
 // left, in the order of the directory, and how many bytes they hold. The last one ends with the file: the pack's own directory
 // must not be found any more by somebody who has lost the rest.
 func Gaps(size int64, left []chunk.Place) (gaps []backend.Range, n int64) {
@@ -137,10 +137,4 @@ func Gaps(size int64, left []chunk.Place) (gaps []backend.Range, n int64) {
 	}
 	first := min((from+punchGrain-1)&^(punchGrain-1), size-trailerSize)
 	return append(gaps, backend.Range{Off: first, Len: size - first}), n + size - first
-}
-
-// listed tells whether a directory, sorted by offset, has an entry at a place.
-func listed(entries []DirEntry, p chunk.Place) bool {
-	_, found := search(entries, p.ByteOffset())
-	return found
 }

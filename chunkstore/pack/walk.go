@@ -18,7 +18,8 @@ type Damage struct {
 
 // Walk passes over a pack from front to back by the groups' headers. It needs no key, looks at no frame, and works on
 // packs that are not sealed or have lost their directory. Behind damage it finds the next group by its magic number. An
-// error of either function stops the walk and is returned as it is. damaged may be nil.
+// error of either function stops the walk and is returned as it is. damaged may be nil. Of a compact pack the places are
+// those in the file.
 func (r *Reader) Walk(found func(DirEntry) error, damaged func(Damage) error) error {
 	w := newWindow(r.obj, true)
 	defer w.close()
@@ -46,18 +47,21 @@ func (r *Reader) Scrub(visit func(e DirEntry, plain []byte, err error) error) er
 	defer scratches.Put(s)
 	plain := make([]byte, 0, chunk.MaxSize)
 	found := func(e DirEntry, g *group) error {
-		if t.rest && !listed(entries, e.Place) {
+		at := e.Place
+		if i, listed := search(entries, at.ByteOffset()); listed {
+			e.Place = entries[i].Place
+		} else if t.rest {
 			return nil
 		}
-		b, err := w.at(e.Place.ByteOffset(), int(e.Place.Stored))
+		b, err := w.at(at.ByteOffset(), int(at.Stored))
 		if err != nil {
 			return errs.Wrap(op, r.name, err)
 		}
 		copy(s.group[:], b)
 		out := plain
 		for i := range g.frames {
-			if out, err = r.decode(s, g, e.Place, i, out); err != nil {
-				return visit(e, nil, errs.New(op, r.subject(e.Place), errs.Corrupt, err))
+			if out, err = r.decode(s, g, at, i, out); err != nil {
+				return visit(e, nil, errs.New(op, r.subject(at), errs.Corrupt, err))
 			}
 		}
 		return visit(e, out, nil)
@@ -91,9 +95,9 @@ func within(entries []DirEntry, d Damage) []DirEntry {
 	return slices.Clone(entries[from:to])
 }
 
-// search finds the first entry that begins at off, in bytes, or behind it, and tells whether it begins there.
+// search finds the first entry that lies at off, in bytes, or behind it, and tells whether it lies there.
 func search(entries []DirEntry, off int64) (int, bool) {
-	return slices.BinarySearchFunc(entries, off, func(e DirEntry, off int64) int { return int(e.Place.ByteOffset() - off) })
+	return slices.BinarySearchFunc(entries, off, func(e DirEntry, off int64) int { return int(e.Lies().ByteOffset() - off) })
 }
 
 // walk calls found for each group from start on and damaged for each range between them that is no group. It stops at

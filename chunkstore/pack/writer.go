@@ -23,6 +23,7 @@ type WriterOptions struct {
 	Number    uint32   // at least 1
 	Kind      Kind
 	Created   time.Time
+	Compact   bool   // the pack takes the place of another: chunks come by Move
 	Name      string // of the object, for errors
 }
 
@@ -38,6 +39,7 @@ type Writer struct {
 	a       backend.Appender
 	name    string
 	number  uint32
+	compact bool
 	aead    cipher.AEAD
 	signKey [32]byte
 	buf     *[]byte // gathered, not yet given to a; nil once the writer is done
@@ -62,11 +64,11 @@ func NewWriter(a backend.Appender, o WriterOptions) (*Writer, error) {
 		return nil, errs.Text(op, o.Name, errs.Bug, "the options are not complete")
 	}
 	w := &Writer{
-		a: a, name: o.Name, number: o.Number,
+		a: a, name: o.Name, number: o.Number, compact: o.Compact,
 		aead: newAEAD(&o.Master, o.PackUUID), signKey: o.Master.SignKey(),
 		buf: pieces.Get().(*[]byte), sum: sha256.New(),
 	}
-	h := Header{Kind: o.Kind, Number: o.Number, Created: o.Created, StoreUUID: o.StoreUUID, PackUUID: o.PackUUID, KeyID: o.Master.ID()}
+	h := Header{Kind: o.Kind, Number: o.Number, Created: o.Created, StoreUUID: o.StoreUUID, PackUUID: o.PackUUID, KeyID: o.Master.ID(), Compact: o.Compact}
 	var b [headerSize]byte
 	h.encode(&b)
 	*w.buf = append((*w.buf)[:0], b[:]...)
@@ -92,6 +94,19 @@ func (w *Writer) Chunks() int { return len(w.dir) }
 // caller's to release.
 func (w *Writer) Append(d chunk.Digest, c Compressed) (chunk.Place, error) {
 	const op = "append to pack"
+	if w.compact {
+		return chunk.Place{}, errs.Text(op, w.name, errs.Bug, "the pack is a compact one")
+	}
+	p, err := w.add(op, d, c)
+	if err != nil {
+		return chunk.Place{}, err
+	}
+	w.dir = append(w.dir, DirEntry{Digest: d, Place: p, PlainLen: c.plain})
+	return p, w.flushFull(op)
+}
+
+// add encrypts a chunk into what is gathered.
+func (w *Writer) add(op string, d chunk.Digest, c Compressed) (chunk.Place, error) {
 	if err := w.begin(op); err != nil {
 		return chunk.Place{}, err
 	}
@@ -113,15 +128,17 @@ func (w *Writer) Append(d chunk.Digest, c Compressed) (chunk.Place, error) {
 		at += int(n)
 	}
 	*w.buf = pad(buf, w.flushed)
-	w.dir = append(w.dir, DirEntry{Digest: d, Place: p, PlainLen: c.plain})
 	w.plain += uint64(c.plain)
 	w.stored += uint64(p.Stored)
-	if len(*w.buf) >= pieceSize {
-		if err := w.flush(op); err != nil {
-			return chunk.Place{}, err
-		}
-	}
 	return p, nil
+}
+
+// flushFull gives what was gathered to the backend once it is enough.
+func (w *Writer) flushFull(op string) error {
+	if len(*w.buf) < pieceSize {
+		return nil
+	}
+	return w.flush(op)
 }
 
 // pad fills buf, which lies at offset before in the file, with zeros up to where the next group may begin.
@@ -199,8 +216,8 @@ func (w *Writer) end(op string, t trailer, signKey *[32]byte) error {
 		return err
 	}
 	t.dirOffset = uint32(w.flushed / chunk.PlaceUnit)
-	t.dirBytes = uint32(dirLen(t.chunks))
-	dir := encodeDirectory(nil, w.dir)
+	t.dirBytes = uint32(dirLen(t.chunks, w.compact))
+	dir := encodeDirectory(nil, w.dir, w.compact)
 	w.sum.Write(dir)
 	w.sum.Sum(t.sum[:0])
 	var b [trailerSize]byte
