@@ -208,61 +208,28 @@ type compaction struct {
 	size int64
 }
 
-// write writes the new file and seals it.
+// moving is a chunk on its way to the new file.
+type moving struct {
+	entry  pack.DirEntry
+	packed chan pack.Compressed
+}
+
+// write writes the new file and seals it: chunks are read and compressed side by side, and appended in their order.
 func (c *compaction) write(ctx context.Context, workers int) error {
 	if err := c.begin(ctx); err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	type result struct {
-		entry  pack.DirEntry
-		packed chan pack.Compressed
-	}
-	order := make(chan result, workers)
-	work := make(chan result)
+	order, work := make(chan moving, workers), make(chan moving)
 	g.Go(func() error {
 		defer close(order)
 		defer close(work)
-		for _, e := range c.dir {
-			r := result{e, make(chan pack.Compressed, 1)}
-			for _, to := range [...]chan<- result{order, work} {
-				select {
-				case to <- r:
-				case <-ctx.Done():
-					return ctx.Err()
-				}
-			}
-		}
-		return nil
+		return c.hand(ctx, order, work)
 	})
 	for range workers {
-		g.Go(func() error {
-			plain := make([]byte, 0, chunk.MaxSize)
-			for r := range work {
-				var err error
-				if plain, err = c.read(r.entry, plain[:0]); err != nil {
-					return err
-				}
-				r.packed <- pack.CompressBest(plain)
-			}
-			return nil
-		})
+		g.Go(func() error { return c.compress(work) })
 	}
-	g.Go(func() error {
-		for r := range order {
-			select {
-			case p := <-r.packed:
-				err := c.w.Move(r.entry.Digest, p, r.entry.Place)
-				p.Release()
-				if err != nil {
-					return err
-				}
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-		return nil
-	})
+	g.Go(func() error { return c.move(ctx, order) })
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -270,6 +237,49 @@ func (c *compaction) write(ctx context.Context, workers int) error {
 		return err
 	}
 	c.size, c.w = c.w.Size(), nil
+	return nil
+}
+
+// hand gives every chunk to who appends and to who compresses.
+func (c *compaction) hand(ctx context.Context, order, work chan<- moving) error {
+	for _, e := range c.dir {
+		m := moving{e, make(chan pack.Compressed, 1)}
+		for _, to := range [...]chan<- moving{order, work} {
+			select {
+			case to <- m:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+	return nil
+}
+
+func (c *compaction) compress(work <-chan moving) error {
+	plain := make([]byte, 0, chunk.MaxSize)
+	for m := range work {
+		var err error
+		if plain, err = c.read(m.entry, plain[:0]); err != nil {
+			return err
+		}
+		m.packed <- pack.CompressBest(plain)
+	}
+	return nil
+}
+
+func (c *compaction) move(ctx context.Context, order <-chan moving) error {
+	for m := range order {
+		select {
+		case p := <-m.packed:
+			err := c.w.Move(m.entry.Digest, p, m.entry.Place)
+			p.Release()
+			if err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	return nil
 }
 
