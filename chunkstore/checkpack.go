@@ -7,6 +7,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast/chunkstore/chunk"
 	"github.com/holdfast-backup/holdfast/chunkstore/pack"
+	"github.com/holdfast-backup/holdfast/chunkstore/quarantine"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
 
@@ -18,14 +19,40 @@ type packReport struct {
 	bytes  int64          // of chunks, uncompressed, that were hashed
 	bad    map[Spot]error // chunks and pages that cannot be used
 	faults []error        // what is wrong with the pack itself, or lies where no chunk is known
+	lost   bool           // nothing in it can be read
+
+	record     *quarantine.Record // what was known of damage in it
+	unreadable bool               // that cannot be read
+	reopened   bool               // it was lost, and is not any more
+	sound      map[Spot]bool      // what is in the record, and good
+}
+
+// news tells whether the report says anything that the record does not, or the other way round.
+func (rep *packReport) news() bool {
+	if rep.unreadable || rep.reopened || len(rep.sound) > 0 {
+		return true
+	}
+	for s := range rep.bad {
+		if !rep.record.Lists(s.ID, s.Place) {
+			return true
+		}
+	}
+	return false
+}
+
+// packLook says how to look at a pack.
+type packLook struct {
+	quick bool                // at headers, not at content
+	pace  func(n int64) error // told of the bytes of each chunk that was read; its error, which is ctx's, ends the look
+	good  func(pack.DirEntry) // told of each chunk that is as it was stored
 }
 
 // checkPack looks at a sealed pack. If it finds anything while a collection gives back space of the pack, or all of it, it
 // looks once more: what the directory named may have been given back meanwhile. The error is that of ctx.
-func (r *Reader) checkPack(ctx context.Context, key packKey, quick bool) (packReport, error) {
+func (r *Reader) checkPack(ctx context.Context, key packKey, how packLook) (packReport, error) {
 	for {
 		before, berr := r.readRest(ctx, key)
-		rep, err := r.checkPackOnce(ctx, key, quick)
+		rep, err := r.checkPackOnce(ctx, key, how)
 		if err != nil || len(rep.bad)+len(rep.faults) == 0 {
 			return rep, err
 		}
@@ -52,19 +79,27 @@ func (r *Reader) readRest(ctx context.Context, key packKey) ([]byte, error) {
 
 // checkPackOnce reads a sealed pack from front to back: every chunk is decoded and named again, or, if quick, has its
 // header looked at; then the bytes are looked at that belong to no chunk. The error is that of ctx.
-func (r *Reader) checkPackOnce(ctx context.Context, key packKey, quick bool) (packReport, error) {
-	rep := packReport{key: key, bad: map[Spot]error{}}
-	p, err := r.openPack(ctx, key) // not from the cache: the file may have been put back since
+func (r *Reader) checkPackOnce(ctx context.Context, key packKey, how packLook) (packReport, error) {
+	rep := packReport{key: key, bad: map[Spot]error{}, sound: map[Spot]bool{}}
+	r.damage.forget(key) // another process may have changed it
+	var err error
+	if rep.record, err = r.damage.record(ctx, key); err != nil && !errs.Is(err, errs.Corrupt) {
+		return rep, err
+	}
+	rep.unreadable = err != nil && !how.quick // what is lost with it is only found again by a look at everything
+	p, err := r.openPack(ctx, key)            // not from the cache: the file may have been put back since
 	if err != nil {
 		if errs.Is(err, errs.NotFound) {
 			rep.gone = true
 		} else {
 			rep.faults = append(rep.faults, err)
+			rep.lost = isLost(err)
 		}
 		return rep, ctx.Err()
 	}
 	defer p.Close()
-	if quick {
+	rep.reopened = rep.record != nil && !rep.record.Lost.IsZero()
+	if how.quick {
 		err = p.Headers(func(e pack.DirEntry, err error) error {
 			rep.look(e, err)
 			return ctx.Err()
@@ -73,13 +108,21 @@ func (r *Reader) checkPackOnce(ctx context.Context, key packKey, quick bool) (pa
 		err = p.Scrub(func(e pack.DirEntry, plain []byte, err error) error {
 			if err == nil {
 				rep.bytes += int64(len(plain))
-				err = r.checkContent(key.kind, e.Digest, plain)
+				if err = r.checkContent(key.kind, e.Digest, plain); err == nil && rep.record.Lists(e.Digest.ID(), e.Place) {
+					rep.sound[Spot{key.kind, e.Digest.ID(), e.Place}] = true
+				}
 			}
 			rep.look(e, err)
+			if err == nil && how.good != nil {
+				how.good(e)
+			}
+			if how.pace != nil && ctx.Err() == nil {
+				return how.pace(int64(e.Place.Stored))
+			}
 			return ctx.Err()
 		})
 	}
-	if err == nil && !quick {
+	if err == nil && !how.quick {
 		err = p.Padding()
 	}
 	if err != nil && ctx.Err() == nil {

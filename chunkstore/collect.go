@@ -42,6 +42,11 @@ func (s *Store) Collect(ctx context.Context, o CollectOptions) (*collect.Result,
 	s.running.Lock() // a pack that is being made compact takes seconds
 	defer s.running.Unlock()
 	x := collector{s}
+	if !o.DryRun {
+		if err := s.dropSpent(ctx); err != nil {
+			return &collect.Result{}, errs.Wrap("give back space of store", s.dir, err)
+		}
+	}
 	res, err := collect.Run(ctx, collect.Store{
 		Points: x, Sessions: x, Packs: x, Space: x, Index: x, Journal: x,
 	}, collect.Options{DryRun: o.DryRun, Progress: o.Progress, Logger: s.log, Least: o.least})
@@ -75,12 +80,7 @@ var (
 
 // Page implements manifest.Source. The cache is left to those who read disks.
 func (c collector) Page(ctx context.Context, ref manifest.Ref) ([]byte, error) {
-	var page []byte
-	err := c.s.packs.use(ctx, packKey{pack.Meta, ref.Place.Pack}, func(p *pack.Reader) (err error) {
-		page, _, err = p.ReadChunk(ref.Place, ref.ID, nil)
-		return err
-	})
-	return page, damage("read manifest page", ref.ID, err)
+	return c.s.rawPage(ctx, ref.ID, ref.Place)
 }
 
 // Roots implements collect.Points. With removals kept out, the leases of this process are asked before records are
@@ -134,7 +134,8 @@ func (c collector) Roots(ctx context.Context) (collect.Roots, error) {
 		out.Held = append(out.Held, string(id))
 		out.Disks = appendRoots(out.Disks, p)
 	}
-	return out, nil
+	out.Also, err = c.s.healedCopies(ctx)
+	return out, err
 }
 
 // lockedAreThere fails if a point that is locked has no record: somebody deleted the file, and its data must not follow.
@@ -273,6 +274,10 @@ func (c collector) Forget(number uint32, ids []chunk.ID) error {
 
 // Learn implements collect.Index.
 func (c collector) Learn(number uint32, chunks []collect.Chunk, left int) error {
+	chunks, err := c.s.unquarantined(context.Background(), number, chunks)
+	if err != nil {
+		return err
+	}
 	batch := make([]index.Entry, len(chunks))
 	for i, e := range chunks {
 		batch[i] = index.Entry{ID: e.ID, Place: e.Place}

@@ -94,7 +94,7 @@ func (d *damaged) look(t *testing.T, file, what string) int {
 	return hurt
 }
 
-// with replaces a file while f runs; nil deletes it.
+// with replaces a file while f runs; nil deletes it. What is found meanwhile is forgotten, and with it what healed it.
 func (d *damaged) with(t *testing.T, file string, content []byte, f func()) {
 	t.Helper()
 	name := filepath.Join(d.dir, file)
@@ -112,6 +112,9 @@ func (d *damaged) with(t *testing.T, file string, content []byte, f func()) {
 	}
 	f()
 	if err := os.WriteFile(name, old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(d.dir, quarantinePrefix)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -17,15 +17,17 @@
 //     it, because manifests say where their chunks lie.
 //  4. Zeros are neither read, where the source knows them, nor stored.
 //  5. Every byte that is read was authenticated on the way (AES-256-GCM, with the chunk's name in the additional data).
-//  6. Space is given back (chunkstore/collect) only of what no point needs, nobody reads (leases.go) and no session that
+//  6. What was found damaged is written down (quarantine.go) before anybody relies on it. No new point is built on it; the
+//     next backup that brings its content heals it, for all points at once, because reads that fail go by that record.
+//  7. Space is given back (chunkstore/collect) only of what no point needs, nobody reads (leases.go) and no session that
 //     runs has found.
 //
-// On disk a store is a folder: superblock, keys/, data/ and meta/ (packs), points/, index/, lock. docs/format/store.md
-// draws all of it.
+// On disk a store is a folder: superblock, keys/, data/ and meta/ (packs), points/, quarantine/, index/, lock.
+// docs/format/store.md draws all of it.
 //
 // Concurrency: a Reader, a Store and an Image may be used by any number of goroutines, a Session by one. Lock order:
-// collection.running, then Store.retain, under which I/O is done. Session.mu, Store.mu, leases.mu and packCache.mu are
-// leaves; none is held while another is taken or while I/O is done.
+// collection.running, then Store.retain, then damageLog.changing, under which I/O is done. Session.mu, Store.mu, leases.mu,
+// packCache.mu, damageLog.mu and those of wanted and healing are leaves; none is held while another is taken or while I/O is done.
 //
 // Tests: a model of points over seeded histories; crash clones at every sync and the n-th operation failing for every
 // n (internal/disk); kills of a real process at chosen places; damage to every kind of file; a crowd of backups, removals

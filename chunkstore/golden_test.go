@@ -69,11 +69,14 @@ func TestWriteVectors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	record, err := sealPoint(testKey.PointKey(), [12]byte{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, vectorPoint)
+	record, err := sealPoint(testKey.PointKey(), vectorNonce, vectorPoint)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, content := range map[string][]byte{filepath.Join(dir, keyName): wrapped, "testdata/point": record} {
+	quarantined := sealQuarantine(testKey.PointKey(), vectorNonce, vectorQuarantineName, vectorQuarantine)
+	for name, content := range map[string][]byte{
+		filepath.Join(dir, keyName): wrapped, "testdata/point": record, "testdata/quarantine": quarantined,
+	} {
 		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			t.Fatal(err)
 		}

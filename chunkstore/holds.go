@@ -41,7 +41,7 @@ func newDirectories() (*directories, error) {
 	return c, errs.Wrap("make cache", "", err)
 }
 
-// holds tells whether the chunk lies at the place, by its pack's directory. If in doubt it says no: the chunk is then
+// holds tells whether the chunk lies at the place, by its pack's directory, and is not in quarantine. If in doubt it says no: the chunk is then
 // stored once more. A yes stays true until the session that asked has ended: of sealed packs only a collection takes
 // chunks away, and only those that the index has forgotten before, after waiting for the sessions that ran then.
 func (s *Store) holds(ctx context.Context, id chunk.ID, at chunk.Place) bool {
@@ -57,7 +57,12 @@ func (s *Store) holds(ctx context.Context, id chunk.ID, at chunk.Place) bool {
 	i, ok := slices.BinarySearchFunc(dir, at.Offset, func(e dirPlace, offset uint32) int {
 		return int(int64(e.offset) - int64(offset))
 	})
-	return ok && dir[i].id == id && dir[i].stored == at.Stored
+	if !ok || dir[i].id != id || dir[i].stored != at.Stored {
+		return false
+	}
+	rec, err := s.damage.record(ctx, packKey{pack.Data, at.Pack})
+	_, bad := rec.Find(id, at)
+	return err == nil && !bad
 }
 
 // loadDirectory returns an empty directory for a pack that is missing or damaged, so that it is looked at and told of

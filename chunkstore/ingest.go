@@ -61,7 +61,11 @@ func (x *Session) Ingest(ctx context.Context, number int, src Source, parent *Pa
 	if err := x.usable(op); err != nil {
 		return errs.Wrap(op, fmt.Sprint(number), err)
 	}
-	x.broken = errs.Wrap(op, fmt.Sprint(number), x.ingest(ctx, number, src, parent, progress))
+	err := x.ingest(ctx, number, src, parent, progress)
+	if errs.Is(err, errs.Corrupt) && parent != nil && x.mayMend(ctx, src, parent) {
+		err = x.ingest(ctx, number, src, parent, progress)
+	}
+	x.broken = errs.Wrap(op, fmt.Sprint(number), err)
 	return x.broken
 }
 
@@ -82,11 +86,14 @@ func (x *Session) ingest(ctx context.Context, number int, src Source, parent *Pa
 		x.leases = append(x.leases, release)
 		in.old = x.s.tree(parent.Disk)
 		in.oldImage = x.s.image(parent.Disk)
-		if base = in.old; parent.Disk.Root.Size > in.size {
-			base = nil // a shrunk disk: every leaf is put anew
+		in.rebuild = parent.Disk.Root.Size > in.size // a shrunk disk
+		if err := in.seekLost(ctx, parent.Disk); err != nil {
+			return err
+		}
+		if !in.rebuild { // or else every leaf is put anew
+			base = in.old
 		}
 	}
-	in.rebuild = in.old != nil && base == nil
 	var err error
 	if in.build, err = manifest.NewBuilder(in.size, base, pages{x}); err != nil {
 		return err
@@ -111,7 +118,8 @@ type ingest struct {
 	size     int64
 	old      *manifest.Tree // the parent's tree, nil without a parent
 	oldImage *Image
-	rebuild  bool // leaves that do not change must be put as well
+	rebuild  bool        // leaves that do not change must be put as well
+	lost     []lostRange // of the parent, in order: to be read from the source
 	build    *manifest.Builder
 	progress func(Progress)
 }

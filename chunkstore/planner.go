@@ -12,7 +12,7 @@ import (
 // plan turns extents into jobs, one for each leaf that may differ from the parent's.
 func (in *ingest) plan(ctx context.Context, emit func(*job) error) error {
 	p := planner{in: in, emit: emit}
-	err := in.src.Extents(ctx, func(e Extent) error {
+	err := in.extents(ctx, func(e Extent) error {
 		if e.Off != p.pos || e.Len < 0 || e.Off+e.Len > in.size {
 			return errs.Text("read extents", fmt.Sprintf("%d+%d", e.Off, e.Len), errs.Bug, "the source leaves a gap or goes beyond the end")
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/holdfast-backup/holdfast/chunkstore/keys"
 	"github.com/holdfast-backup/holdfast/chunkstore/manifest"
 	"github.com/holdfast-backup/holdfast/chunkstore/pack"
+	"github.com/holdfast-backup/holdfast/chunkstore/quarantine"
 	"github.com/holdfast-backup/holdfast/internal/disk"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
@@ -38,6 +39,7 @@ type Reader struct {
 	packs     packCache
 	frames    *otter.Cache[frameKey, []byte]
 	pages     *otter.Cache[pageKey, []byte]
+	damage    damageLog
 }
 
 // frameKey names a decoded frame. Disks that share a chunk share its place, and so what is in the cache. The place is
@@ -65,6 +67,7 @@ const (
 func newReader(dir string, b backend.Backend, super Superblock, key keys.Master, o Options) (*Reader, error) {
 	r := &Reader{dir: dir, b: b, super: super, key: key, digestKey: key.DigestKey()}
 	r.namers.New = func() any { return newNamer(super.Digest, r.digestKey) }
+	r.damage = damageLog{r: r, log: o.Logger, held: map[packKey]*quarantine.Record{}, sums: map[packKey]uint32{}, known: map[packKey]int64{}}
 	r.packs = packCache{r: r, open: map[packKey]*list.Element{}, order: list.New()}
 	r.leases = leases{log: o.Logger, seen: r.seePoint, held: map[PointID]*lease{}}
 	if _, real := o.Disk.(disk.OS); real {
@@ -175,11 +178,7 @@ func (r *Reader) Page(ctx context.Context, ref manifest.Ref) ([]byte, error) {
 	// The loader serves all who wait for the page: one caller's cancellation must not fail the others.
 	return r.pages.Get(context.WithoutCancel(ctx), key, otter.LoaderFunc[pageKey, []byte](
 		func(ctx context.Context, k pageKey) ([]byte, error) {
-			var page []byte
-			err := r.packs.use(ctx, packKey{pack.Meta, k.place.Pack}, func(p *pack.Reader) (err error) {
-				page, _, err = p.ReadChunk(k.place, k.id, nil)
-				return err
-			})
+			page, err := r.rawPage(ctx, k.id, k.place)
 			if err == nil {
 				err = manifest.Check(page)
 			}
@@ -199,11 +198,15 @@ func (r *Reader) frame(ctx context.Context, id chunk.ID, at chunk.Place, frame i
 	return r.frames.Get(context.WithoutCancel(ctx), key, otter.LoaderFunc[frameKey, []byte](
 		func(ctx context.Context, k frameKey) ([]byte, error) {
 			var data []byte
-			err := r.packs.use(ctx, packKey{pack.Data, k.place.Pack}, func(p *pack.Reader) (err error) {
-				data, err = p.ReadFrame(k.place, k.id, int(k.frame), nil)
-				return err
-			})
-			return data, damage("read chunk", k.id, err)
+			read := func(at chunk.Place) error {
+				err := r.packs.use(ctx, packKey{pack.Data, at.Pack}, func(p *pack.Reader) (err error) {
+					data, err = p.ReadFrame(at, k.id, int(k.frame), nil)
+					return err
+				})
+				return damage("read chunk", k.id, err)
+			}
+			err := r.elsewhere(ctx, Spot{pack.Data, k.id, k.place}, read(k.place), read)
+			return data, err
 		}))
 }
 

@@ -170,9 +170,15 @@ func (s *Store) indexExisting(ctx context.Context, number uint32) error {
 	if err != nil {
 		return err
 	}
+	rec, err := s.damage.record(ctx, packKey{pack.Data, number})
+	if err != nil && !errs.Is(err, errs.Corrupt) {
+		return err
+	}
 	batch := make([]index.Entry, 0, indexBatch)
 	for i, e := range dir {
-		batch = append(batch, index.Entry{ID: e.Digest.ID(), Place: e.Place})
+		if !rec.Lists(e.Digest.ID(), e.Place) { // what is damaged must not be found again
+			batch = append(batch, index.Entry{ID: e.Digest.ID(), Place: e.Place})
+		}
 		if len(batch) == indexBatch || i == len(dir)-1 {
 			if err := s.index.Put(batch); err != nil {
 				return err

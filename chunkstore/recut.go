@@ -29,10 +29,8 @@ func (w *worker) leaf(ctx context.Context, j *job) ([]piece, error) {
 	}
 	r := recut{w: w, kinds: j.kinds, base: j.n * manifest.LeafSize}
 	var err error
-	if w.in.old != nil && j.n < w.in.old.Leaves() {
-		if r.old, err = w.in.old.Leaf(ctx, j.n); err != nil {
-			return nil, err
-		}
+	if r.old, err = w.in.oldLeaf(ctx, j.n); err != nil {
+		return nil, err
 	}
 	if err := r.run(ctx); err != nil {
 		release(r.out)
@@ -233,8 +231,17 @@ func (in *ingest) read(ctx context.Context, kind ExtentKind, part []byte, off in
 		return nil
 	}
 	if kind == ExtentUnchanged || kind == extentCut {
-		return in.readOld(ctx, part, off)
+		err := in.readOld(ctx, part, off)
+		if err != nil {
+			err = in.mendOld(ctx, part, off, err)
+		}
+		return err
 	}
+	return in.readSource(ctx, part, off)
+}
+
+// readSource fills part with content of the source.
+func (in *ingest) readSource(ctx context.Context, part []byte, off int64) error {
 	n, err := in.src.ReadAt(ctx, part, off)
 	if n == len(part) {
 		return nil
@@ -271,7 +278,7 @@ func (w *worker) piece(ctx context.Context, old manifest.Leaf, start int, data [
 	}
 	p.digest = w.name(data)
 	p.id = p.digest.ID()
-	if e, s := old.Find(start); s == start && int(e.End) == p.end && e.ID == p.id && w.in.x.s.holds(ctx, p.id, e.Place) {
+	if e, s := old.Find(start); s == start && int(e.End) == p.end && e.ID == p.id && w.in.x.holdsOld(ctx, p.id, e.Place) {
 		p.place, p.known = e.Place, true
 		return p
 	}

@@ -275,12 +275,12 @@ func (r *Reader) readSmall(ctx context.Context, name string, into any) error {
 }
 
 // keepSmall writes a document that may change, durably and all at once.
-func (s *Store) keepSmall(ctx context.Context, name string, doc any) error {
-	b, err := s.sealSmall(name, doc)
+func (r *Reader) keepSmall(ctx context.Context, name string, doc any) error {
+	b, err := r.sealSmall(name, doc)
 	if err != nil {
 		return err
 	}
-	re, ok := s.b.(backend.Replacer)
+	re, ok := r.b.(backend.Replacer)
 	if !ok {
 		return errs.Text("write", name, errs.Unsupported, "this kind of store cannot change objects")
 	}

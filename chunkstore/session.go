@@ -19,19 +19,20 @@ import (
 // Session writes one restore point: Ingest its disks, then Commit, or Abort. Until Commit returns nil nobody sees
 // anything of it. Several sessions may run at once; one session is used by one goroutine.
 type Session struct {
-	s      *Store
-	point  Point
-	data   *packer
-	meta   *packer
-	stats  Stats
-	asked  atomic.Int64 // look-ups in the index
-	mu     sync.Mutex
-	fresh  map[chunk.ID]chunk.Place // written by this session and not yet in the index
-	batch  []index.Entry            // the same, of the open pack, in order
-	done   bool
-	broken error         // why a disk could not be stored
-	leases []func()      // gives back the leases on parents
-	ended  chan struct{} // closed when the session can do nothing any more
+	s       *Store
+	point   Point
+	data    *packer
+	meta    *packer
+	stats   Stats
+	asked   atomic.Int64 // look-ups in the index
+	mu      sync.Mutex
+	fresh   map[chunk.ID]chunk.Place // written by this session and not yet in the index
+	batch   []index.Entry            // the same, of the open pack, in order
+	done    bool
+	broken  error    // why a disk could not be stored
+	leases  []func() // gives back the leases on parents
+	healing healing
+	ended   chan struct{} // closed when the session can do nothing any more
 }
 
 // Stats counts what a session did.
@@ -52,6 +53,9 @@ func (s *Store) Begin(when time.Time, labels map[string]string, config []byte) *
 	x.data = &packer{s: s, kind: pack.Data, sealed: x.indexPack}
 	x.meta = &packer{s: s, kind: pack.Meta}
 	s.enter(x)
+	if err := s.readQuarantine(context.Background()); err != nil {
+		s.log.Error("what is known of damage cannot be read", "err", err)
+	}
 	return x
 }
 
@@ -108,7 +112,10 @@ func (x *Session) known(ctx context.Context, id chunk.ID) (chunk.Place, bool) {
 		x.s.log.Warn("index read failed, storing the chunk once more", "err", err)
 		return chunk.Place{}, false
 	}
-	return p, ok && x.s.holds(ctx, id, p)
+	if ok = ok && x.s.holds(ctx, id, p); ok {
+		x.healsFrom(ctx, id, p)
+	}
+	return p, ok
 }
 
 // keepChunk appends a chunk, unless this session has written it meanwhile.
@@ -128,6 +135,7 @@ func (x *Session) keepChunk(ctx context.Context, d chunk.Digest, c pack.Compress
 	x.fresh[d.ID()] = p
 	x.mu.Unlock()
 	x.batch = append(x.batch, index.Entry{ID: d.ID(), Place: p})
+	x.heals(pack.Data, d.ID(), p)
 	x.stats.NewBytes += int64(plain)
 	x.stats.NewChunks++
 	// Only now, with this chunk in the batch: the seal puts the batch into the index as all that the pack holds.
@@ -146,6 +154,7 @@ func (x *Session) indexPack(number uint32) error {
 	clear(x.fresh)
 	x.mu.Unlock()
 	x.batch = x.batch[:0]
+	x.flushHeals(context.Background(), pack.Data)
 	return nil
 }
 
@@ -165,6 +174,7 @@ func (p pages) Put(ctx context.Context, d chunk.Digest, page []byte) (chunk.Plac
 	defer c.Release()
 	place, err := p.x.meta.append(ctx, d, c)
 	if err == nil {
+		p.x.heals(pack.Meta, d.ID(), place)
 		err = p.x.meta.sealIfFull()
 	}
 	return place, err
@@ -196,6 +206,7 @@ func (x *Session) commit(ctx context.Context) (*Point, error) {
 	if err := x.meta.seal(); err != nil {
 		return nil, err
 	}
+	x.flushHeals(ctx, pack.Meta)
 	record, err := encodePoint(x.s.key.PointKey(), &x.point)
 	if err != nil {
 		return nil, err
@@ -233,6 +244,7 @@ func (x *Session) Abort() {
 			x.s.log.Warn("unfinished pack left for recovery", "err", err)
 		}
 	}
+	x.flushHeals(context.Background())
 }
 
 // packer writes a row of packs of one kind.

@@ -260,6 +260,8 @@ type Store struct {
 	readClocks func() (retention.Reading, error)
 	retain     sync.Mutex // held while locks, clock and removals of points are worked on, and a collection lists points
 	opened     uint32     // the highest pack number when the store was opened
+	wanted     wanted
+	scrubbing
 	collection
 	mu       sync.Mutex          // guards the rest
 	last     uint32              // the highest pack number ever given out
@@ -296,6 +298,10 @@ func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	}
 	if err == nil {
 		err = s.recover(ctx)
+	}
+	if err == nil {
+		s.damage.found = s.shun
+		err = s.readQuarantine(ctx)
 	}
 	if err == nil {
 		s.lookAtClock(ctx)

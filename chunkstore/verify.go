@@ -17,6 +17,10 @@ type Verified struct {
 	Bytes                        int64   // of chunks, uncompressed, that were read and hashed again
 	Faults                       []Fault // at most maxFaults; FaultCount is the whole number
 	FaultCount                   int64
+	Quarantined                  int64 // chunks and pages that were found damaged, which was not known
+	Healed                       int64 // that are damaged, and lie elsewhere too, as good as they were
+	Lifted                       int64 // that were in quarantine, and are good again
+	Unkept                       error // why what was found could not be written down; nil if it was
 }
 
 // Fault is one thing that is not as it was stored, and one range of a disk that it hits. What hits several ranges is
@@ -84,6 +88,7 @@ func (r *Reader) verifyPoints(ctx context.Context, points []*Point, quick bool, 
 			return v.out, errs.Wrap("verify point", string(p.ID), err)
 		}
 	}
+	v.keep(ctx)
 	return v.out, nil
 }
 
@@ -96,12 +101,14 @@ type verifier struct {
 	chunk    func(ctx context.Context, s Spot, size int64) error
 	cheap    bool // chunk is, and only what is bad is remembered
 	ruins    int
+	found    []Spot        // damaged, and not written down yet
+	healed   map[Spot]bool // what was read in place of what is damaged
 	progress func(Verified)
 	buf      []byte
 }
 
 func newVerifier(r *Reader, progress func(Verified)) *verifier {
-	return &verifier{r: r, pages: map[pageKey]bool{}, chunks: map[Spot]error{}, progress: progress}
+	return &verifier{r: r, pages: map[pageKey]bool{}, chunks: map[Spot]error{}, healed: map[Spot]bool{}, progress: progress}
 }
 
 func (v *verifier) fault(f Fault) {
@@ -228,6 +235,9 @@ func (v *verifier) ask(ctx context.Context, s Spot, size int64) error {
 		if ctx.Err() != nil {
 			return err
 		}
+		err = v.mend(ctx, s, err, func(at Spot) error { return v.chunk(ctx, at, size) })
+	}
+	if err != nil {
 		if v.ruins++; v.ruins > maxFaults {
 			err = errRuins
 		}
@@ -239,7 +249,18 @@ func (v *verifier) ask(ctx context.Context, s Spot, size int64) error {
 }
 
 // readPage reads a page from its pack, not from the cache, and names it again.
-func (v *verifier) readPage(ctx context.Context, s Spot) ([]byte, error) {
+func (v *verifier) readPage(ctx context.Context, s Spot) (page []byte, err error) {
+	read := func(s Spot) (err error) {
+		page, err = v.readPageAt(ctx, s)
+		return err
+	}
+	if err = read(s); err != nil && ctx.Err() == nil {
+		err = v.mend(ctx, s, err, read)
+	}
+	return page, err
+}
+
+func (v *verifier) readPageAt(ctx context.Context, s Spot) ([]byte, error) {
 	var page []byte
 	err := v.r.packs.use(ctx, packKey{pack.Meta, s.Place.Pack}, func(p *pack.Reader) (err error) {
 		page, _, err = p.ReadChunk(s.Place, s.ID, nil)

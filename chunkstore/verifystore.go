@@ -29,8 +29,7 @@ type VerifyOptions struct {
 // that everything they need is there, and to tell which ranges of which disks are hit by what was found.
 func (r *Reader) VerifyStore(ctx context.Context, o VerifyOptions) (Verified, error) {
 	const op = "verify store"
-	w := storeWalk{verifier: newVerifier(r, o.Progress), quick: o.Quick, bad: map[Spot]error{}, dirs: map[uint32][]dirPlain{}}
-	w.cheap, w.chunk = true, w.look
+	w := newStoreWalk(r, o)
 	points, err := w.records(ctx) // before packs are listed: what these points need is there by then
 	if err == nil {
 		err = w.smallObjects(ctx)
@@ -39,18 +38,46 @@ func (r *Reader) VerifyStore(ctx context.Context, o VerifyOptions) (Verified, er
 		err = w.packs(ctx)
 	}
 	if err == nil {
+		err = w.anew(ctx)
+	}
+	if err == nil {
 		w.index()
-		for _, p := range points {
-			if err = w.point(ctx, p); err != nil {
-				break
-			}
-		}
+		err = w.points(ctx, points)
 	}
 	if err != nil {
 		return w.out, errs.Wrap(op, r.dir, err)
 	}
-	w.unneeded()
+	w.unneeded(ctx)
 	return w.out, nil
+}
+
+func newStoreWalk(r *Reader, o VerifyOptions) *storeWalk {
+	w := &storeWalk{verifier: newVerifier(r, o.Progress), quick: o.Quick, bad: map[Spot]error{}, dirs: map[uint32][]dirPlain{}}
+	w.cheap, w.chunk = true, w.look
+	return w
+}
+
+// points walks the manifests of points.
+func (w *storeWalk) points(ctx context.Context, points []*Point) error {
+	for _, p := range points {
+		if err := w.point(ctx, p); err != nil {
+			return err
+		}
+	}
+	w.keep(ctx)
+	return nil
+}
+
+// beside looks at all but the packs' content: at records and other small objects, and at whether what points need is there.
+func (w *storeWalk) beside(ctx context.Context) error {
+	points, err := w.records(ctx)
+	if err == nil {
+		err = w.smallObjects(ctx)
+	}
+	if err == nil {
+		err = w.points(ctx, points)
+	}
+	return err
 }
 
 // storeWalk verifies a whole store.
@@ -108,7 +135,7 @@ func (w *storeWalk) smallObjects(ctx context.Context) error {
 		}
 	}
 	var names []string
-	for _, prefix := range []string{lockPrefix, auditPrefix, clockName, collectionName} {
+	for _, prefix := range []string{lockPrefix, auditPrefix, clockName, collectionName, scrubName, verifiedName} {
 		infos, err := w.r.b.List(ctx, prefix)
 		if err != nil {
 			return err
@@ -122,6 +149,9 @@ func (w *storeWalk) smallObjects(ctx context.Context) error {
 		if err := w.r.readSmall(ctx, name, &any); err != nil && !errs.Is(err, errs.NotFound) {
 			w.object(name, err)
 		}
+	}
+	if err := w.quarantine(ctx); err != nil {
+		return err
 	}
 	return w.removed(ctx)
 }
@@ -155,12 +185,16 @@ func (w *storeWalk) packs(ctx context.Context) error {
 	var mu sync.Mutex // guards w
 	for _, p := range all {
 		g.Go(func() error {
-			rep, err := w.r.checkPack(ctx, p.packKey, w.quick)
+			rep, err := w.r.checkPack(ctx, p.packKey, packLook{quick: w.quick})
 			if err != nil {
 				return err
 			}
+			done, err := w.r.settle(ctx, rep)
 			mu.Lock()
 			defer mu.Unlock()
+			w.unkept(err)
+			w.out.Quarantined += int64(done.found)
+			w.out.Lifted += int64(done.lifted)
 			w.add(rep)
 			return nil
 		})
@@ -251,15 +285,16 @@ func (w *storeWalk) directory(ctx context.Context, number uint32) ([]dirPlain, e
 	return out, nil
 }
 
-// unneeded tells of what was found and hits no point.
-func (w *storeWalk) unneeded() {
+// unneeded tells of what was found, is not healed, and hits no point.
+func (w *storeWalk) unneeded(ctx context.Context) {
 	hit := map[Spot]bool{}
 	for _, f := range w.out.Faults {
 		hit[f.Spot] = true
 	}
 	spots := make([]Spot, 0, len(w.bad))
 	for s := range w.bad {
-		if _, asked := w.chunks[s]; !asked && !hit[s] {
+		_, asked := w.chunks[s]
+		if _, bad, err := w.r.damage.resolve(ctx, s); !asked && !hit[s] && (bad || err != nil) {
 			spots = append(spots, s)
 		}
 	}
