@@ -27,6 +27,7 @@ const (
 	TaskMigrate TaskKind = "migrate"
 	TaskRelease TaskKind = "release"
 	TaskCollect TaskKind = "collection"
+	TaskScrub   TaskKind = "scrub" // damage that was found; it has failed from the start
 )
 
 // Task is what the administrator sees of a backup, a restore, a session's step or a collection: one row for each thing asked for,

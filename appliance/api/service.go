@@ -111,6 +111,9 @@ type Point struct {
 	Data  int64     `json:"data_bytes"`
 	// LockedUntil is when the point may be removed again.
 	LockedUntil *time.Time `json:"locked_until,omitempty"`
+	// DamagedBytes of its disks are known to be unreadable, the first of them since DamagedSince.
+	DamagedBytes int64      `json:"damaged_bytes,omitempty" doc:"of its disks, that cannot be read; absent if none are known"`
+	DamagedSince *time.Time `json:"damaged_since,omitempty" doc:"when the first of that was found"`
 }
 
 // LockSpec asks for a point to be kept until a time.
@@ -134,4 +137,37 @@ type StoreInfo struct {
 	Believed *time.Time `json:"believed_time,omitempty" doc:"absent if nothing was ever locked"`
 	Clock    time.Time  `json:"clock"`
 	Doubtful bool       `json:"clock_doubtful" doc:"the machine's clock jumped: locks stay shut until a person confirms it"`
+	Damage   Damage     `json:"damage"`
+	Scrub    Scrub      `json:"scrub"`
+}
+
+// Damage is what is known of damage in a store.
+type Damage struct {
+	Chunks    int64      `json:"chunks" doc:"in quarantine: damaged, until a backup brings them again"`
+	Pages     int64      `json:"pages" doc:"of manifests, likewise"`
+	LostPacks int64      `json:"lost_packs" doc:"of which nothing can be read"`
+	Healed    int64      `json:"healed" doc:"chunks and pages that are damaged, and lie elsewhere in the store too"`
+	Since     *time.Time `json:"since,omitempty" doc:"when the oldest of it was found that is not healed"`
+	Points    int        `json:"points" doc:"that are hit"`
+	Bytes     int64      `json:"bytes" doc:"of their disks"`
+}
+
+// Scrub says how the store is read again and again.
+type Scrub struct {
+	Running   *Pass `json:"running,omitempty" doc:"that is on its way"`
+	LeftBytes int64 `json:"left_bytes,omitempty" doc:"of packs that it has not read yet"`
+	Last      *Pass `json:"last,omitempty" doc:"that came to its end"`
+	Verified  *Pass `json:"verified,omitempty" doc:"the last store verify, of the whole store"`
+}
+
+// Pass is one look at the whole store.
+type Pass struct {
+	Began   time.Time  `json:"began"`
+	Ended   *time.Time `json:"ended,omitempty"`
+	Quick   bool       `json:"quick,omitempty" doc:"content was not read"`
+	Packs   int64      `json:"packs"`
+	Bytes   int64      `json:"bytes" doc:"read and hashed again"`
+	Found   int64      `json:"found" doc:"chunks and pages that were found damaged, which was not known"`
+	Faults  int64      `json:"faults" doc:"what is not as it was stored, and not healed"`
+	Objects []string   `json:"objects,omitempty" doc:"damaged files, at most 20"`
 }

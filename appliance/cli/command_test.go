@@ -59,11 +59,11 @@ func TestEveryCommandInBothForms(t *testing.T) {
 		{"point show " + point, "disks labels point time vm", []string{point, "web", "5.0 MiB", "root"}},
 		{"point show --sha256 " + point, "disks labels point time vm", []string{"sha256", sum(t, b.path("disk.raw"))}},
 		{"point export " + point + " --force --to " + out, "disk file format point seconds size_bytes", []string{"Wrote disk 0", out}},
-		{"store status", "compact_packs compression created cutter damaged_points data_bytes dedup_ratio digest disk_bytes free_bytes " +
-			"logical_bytes pack_bytes packs points store unfinished_packs uuid", []string{"Points", "Stored", "Free", "Format"}},
-		{"store verify", "bytes chunks disks fault_count faults packs pages points", []string{"No damage was found."}},
-		{"store verify " + point, "bytes chunks disks fault_count faults packs pages points", []string{"1 point with"}},
-		{"store verify --quick", "bytes chunks disks fault_count faults packs pages points", []string{"No damage was found.", "not read"}},
+		{"store status", "compact_packs compression created cutter damage damaged_points data_bytes dedup_ratio digest disk_bytes free_bytes " +
+			"logical_bytes pack_bytes packs points scrub store unfinished_packs uuid", []string{"Points", "Stored", "Free", "Format"}},
+		{"store verify", "bytes chunks disks fault_count faults healed lifted packs pages points quarantined", []string{"No damage was found."}},
+		{"store verify " + point, "bytes chunks disks fault_count faults healed lifted packs pages points quarantined", []string{"1 point with"}},
+		{"store verify --quick", "bytes chunks disks fault_count faults healed lifted packs pages points quarantined", []string{"No damage was found.", "not read"}},
 	} {
 		args := strings.Fields(tc.args)
 		var doc json.RawMessage

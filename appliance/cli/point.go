@@ -97,6 +97,8 @@ type pointJSON struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	Disks  []diskJSON        `json:"disks"`
 	Locked string            `json:"locked_until,omitempty"`
+	Hurt   int64             `json:"damaged_bytes,omitempty"`
+	Since  string            `json:"damaged_since,omitempty"`
 }
 
 type diskJSON struct {
@@ -115,6 +117,23 @@ func toJSON(p *chunkstore.Point) pointJSON {
 	return out
 }
 
+// hurts tells which points are hit by damage. That it cannot be told hides no point.
+func (a *app) hurts(ctx context.Context, r *chunkstore.Reader, points []*chunkstore.Point) map[chunkstore.PointID]chunkstore.Hurt {
+	hurts, err := r.Hurts(ctx, points)
+	if err != nil {
+		a.note("It is not known which points are damaged: " + err.Error())
+	}
+	return hurts
+}
+
+// withHurt adds what of a point is known to be damaged.
+func withHurt(p pointJSON, hurts map[chunkstore.PointID]chunkstore.Hurt) pointJSON {
+	if h, hit := hurts[chunkstore.PointID(p.Point)]; hit {
+		p.Hurt, p.Since = h.Bytes, h.Since.UTC().Format(time.RFC3339)
+	}
+	return p
+}
+
 func (a *app) listPoints(ctx context.Context) error {
 	r, err := a.reader(ctx)
 	if err != nil {
@@ -126,15 +145,16 @@ func (a *app) listPoints(ctx context.Context) error {
 		return bad[0]
 	}
 	out := []pointJSON{}
+	hurts := a.hurts(ctx, r, points)
 	for _, p := range points {
-		out = append(out, a.withLock(ctx, r, toJSON(p)))
+		out = append(out, withHurt(a.withLock(ctx, r, toJSON(p)), hurts))
 	}
 	if err := a.print(out, func(w io.Writer) {
 		if len(out) == 0 {
 			fmt.Fprintln(w, "There are no restore points yet. Make one with `holdfast disk import FILE --vm NAME`.")
 			return
 		}
-		fmt.Fprintln(w, "POINT\tVM\tTIME\tDISKS\tSIZE\tDATA\tLOCKED UNTIL")
+		fmt.Fprintln(w, "POINT\tVM\tTIME\tDISKS\tSIZE\tDATA\tLOCKED UNTIL\tDAMAGED")
 		for i, p := range out {
 			var sum, data int64
 			var disks []string
@@ -142,7 +162,12 @@ func (a *app) listPoints(ctx context.Context) error {
 				sum, data = sum+d.Size, data+d.Data
 				disks = append(disks, fmt.Sprint(d.Disk))
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Point, p.VM, when(points[i].Time), strings.Join(disks, ","), size(sum), size(data), p.Locked)
+			damaged := ""
+			if p.Hurt > 0 {
+				damaged = size(p.Hurt)
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.Point, p.VM, when(points[i].Time), strings.Join(disks, ","), size(sum), size(data),
+				p.Locked, damaged)
 		}
 	}); err != nil {
 		return err
@@ -167,7 +192,8 @@ func (a *app) showPoint(ctx context.Context, name string, sum bool) error {
 	if err != nil {
 		return err
 	}
-	out := a.withLock(ctx, r, toJSON(p))
+	hurts := a.hurts(ctx, r, []*chunkstore.Point{p})
+	out := withHurt(a.withLock(ctx, r, toJSON(p)), hurts)
 	out.Labels = p.Labels
 	if sum {
 		bar := a.progress()
@@ -192,6 +218,9 @@ func (a *app) showPoint(ctx context.Context, name string, sum bool) error {
 		fmt.Fprintf(w, "Read from\t%s\n", p.Labels[appliance.LabelSource])
 		if out.Locked != "" {
 			fmt.Fprintf(w, "Locked until\t%s\n", out.Locked)
+		}
+		if out.Hurt > 0 {
+			fmt.Fprintf(w, "DAMAGED\t%s of its disks cannot be read, known since %s\n", size(out.Hurt), out.Since)
 		}
 		for _, d := range out.Disks {
 			fmt.Fprintf(w, "Disk %d\t%s, of it data %s\n", d.Disk, size(d.Size), size(d.Data))

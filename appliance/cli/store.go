@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/holdfast-backup/holdfast/appliance/api"
 	"github.com/holdfast-backup/holdfast/appliance/node"
 )
 
@@ -38,6 +39,9 @@ type statusJSON struct {
 	DiskBytes    int64   `json:"disk_bytes"` // of all files, as the file system counts
 	FreeBytes    int64   `json:"free_bytes"`
 	DedupRatio   float64 `json:"dedup_ratio"`
+
+	Damage api.Damage `json:"damage"`
+	Scrub  api.Scrub  `json:"scrub"`
 }
 
 func (a *app) status(ctx context.Context) error {
@@ -57,7 +61,13 @@ func (a *app) status(ctx context.Context) error {
 	sb := r.Superblock()
 	out := statusJSON{
 		r.Dir(), sb.UUID.String(), sb.Created.Format(time.RFC3339), sb.Cutter, sb.Digest, sb.Compression, st.Points, st.DamagedPoint,
-		st.LogicalBytes, st.DataBytes, st.PackBytes, st.Packs, st.CompactPacks, st.OpenPacks, used, free, 0,
+		st.LogicalBytes, st.DataBytes, st.PackBytes, st.Packs, st.CompactPacks, st.OpenPacks, used, free, 0, api.Damage{}, api.Scrub{},
+	}
+	if out.Damage, err = node.DamageOf(ctx, r); err != nil {
+		a.note("It is not known what is damaged: " + err.Error())
+	}
+	if out.Scrub, err = node.ScrubOf(ctx, r); err != nil {
+		return err
 	}
 	if used > 0 {
 		out.DedupRatio = float64(st.DataBytes) / float64(used)
@@ -73,6 +83,7 @@ func (a *app) status(ctx context.Context) error {
 		if out.OpenPacks > 0 {
 			fmt.Fprintf(w, "Unfinished packs\t%d: a backup is running, or was killed and the next one will finish them\n", out.OpenPacks)
 		}
+		a.damageTable(w, out.Damage, out.Scrub)
 	}); err != nil {
 		return err
 	}
@@ -81,4 +92,33 @@ func (a *app) status(ctx context.Context) error {
 			"See `holdfast store verify`; put back a record from a copy of the store, or remove it with `holdfast point rm`."}
 	}
 	return nil
+}
+
+// damageTable prints what is known of damage, and when it was looked for.
+func (a *app) damageTable(w io.Writer, d api.Damage, s api.Scrub) {
+	if d.Since != nil {
+		fmt.Fprintf(w, "DAMAGED\t%s and %s", count(d.Chunks, "chunk"), count(d.Pages, "page"))
+		if d.LostPacks > 0 {
+			fmt.Fprintf(w, ", %s as a whole", count(d.LostPacks, "pack"))
+		}
+		fmt.Fprintf(w, ", known since %s; %s hit, %s of their disks\n", when(*d.Since), count(int64(d.Points), "point"), size(d.Bytes))
+	}
+	if d.Healed > 0 {
+		fmt.Fprintf(w, "Healed\t%s, damaged in one place and good in another\n", damagedCount(d.Healed))
+	}
+	if r := s.Running; r != nil {
+		fmt.Fprintf(w, "Scrub\tsince %s, %s read, %s left\n", when(r.Began), count(r.Packs, "pack"), size(s.LeftBytes))
+	}
+	for _, l := range []struct {
+		name string
+		pass *api.Pass
+	}{{"Last scrub", s.Last}, {"Last verify", s.Verified}} {
+		if p := l.pass; p != nil && p.Ended != nil {
+			what := count(p.Packs, "pack") + " read"
+			if p.Quick {
+				what = count(p.Packs, "pack") + " looked at, not read"
+			}
+			fmt.Fprintf(w, "%s\tended %s: %s, %s\n", l.name, when(*p.Ended), what, count(p.Faults, "fault"))
+		}
+	}
 }

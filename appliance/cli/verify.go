@@ -41,6 +41,9 @@ type verifyJSON struct {
 	Bytes  int64       `json:"bytes"`
 	Faults []faultJSON `json:"faults"`
 	Count  int64       `json:"fault_count"`
+	Found  int64       `json:"quarantined"` // damaged chunks and pages that were not known
+	Healed int64       `json:"healed"`      // that are damaged, and lie elsewhere too
+	Lifted int64       `json:"lifted"`      // that were in quarantine, and are good again
 }
 
 type faultJSON struct {
@@ -75,6 +78,7 @@ func (a *app) verify(ctx context.Context, args []string, quick bool) error {
 			return fmt.Sprintf("verifying: %s, %s, %s in %d chunks read", count(v.Packs, "pack"), count(v.Points, "point"), size(v.Bytes), v.Chunks)
 		})
 	}
+	began := a.Now()
 	var v chunkstore.Verified
 	if len(args) == 1 {
 		var p *chunkstore.Point
@@ -90,12 +94,18 @@ func (a *app) verify(ctx context.Context, args []string, quick bool) error {
 	if err != nil {
 		return err
 	}
+	if len(args) == 0 && v.Unkept == nil {
+		v.Unkept = r.KeepVerified(ctx, v, quick, began)
+	}
+	if v.Unkept != nil {
+		a.note("What was found could not be written down in the store: " + v.Unkept.Error())
+	}
 	return a.printVerified(v, vms, quick)
 }
 
 // printVerified prints what was found, and makes an error of faults.
 func (a *app) printVerified(v chunkstore.Verified, vms map[chunkstore.PointID]string, quick bool) error {
-	out := verifyJSON{v.Points, v.Disks, v.Packs, v.Pages, v.Chunks, v.Bytes, []faultJSON{}, v.FaultCount}
+	out := verifyJSON{v.Points, v.Disks, v.Packs, v.Pages, v.Chunks, v.Bytes, []faultJSON{}, v.FaultCount, v.Quarantined, v.Healed, v.Lifted}
 	for _, f := range v.Faults {
 		j := faultJSON{
 			Object: f.Object, Point: string(f.Point), VM: vms[f.Point], Disk: f.Disk, Off: f.Off, Len: f.Len, Text: f.Err.Error(),
@@ -122,6 +132,15 @@ func (a *app) printVerified(v chunkstore.Verified, vms map[chunkstore.PointID]st
 		if out.Count > int64(len(out.Faults)) {
 			fmt.Fprintf(w, "%d more faults are not listed.\n", out.Count-int64(len(out.Faults)))
 		}
+		if out.Found > 0 {
+			fmt.Fprintf(w, "In quarantine from now on: %s, until a backup brings the content again.\n", damagedCount(out.Found))
+		}
+		if out.Healed > 0 {
+			fmt.Fprintf(w, "Healed: %s, damaged in one place and good in another; no point is hit by them.\n", damagedCount(out.Healed))
+		}
+		if out.Lifted > 0 {
+			fmt.Fprintf(w, "Good again, and out of quarantine: %s.\n", damagedCount(out.Lifted))
+		}
 		if out.Count == 0 {
 			fmt.Fprintln(w, "No damage was found.")
 		}
@@ -130,7 +149,7 @@ func (a *app) printVerified(v chunkstore.Verified, vms map[chunkstore.PointID]st
 	}
 	if out.Count > 0 {
 		return &partial{exitCorrupt, count(out.Count, "fault") + " found; what is not named above can be restored",
-			"Put the damaged files back from a copy of the store, and look at the health of its disk."}
+			"Back up what is hit again: content that is still there heals old points too. Or put the damaged files back from a copy of the store. Look at the health of its disk."}
 	}
 	return nil
 }
@@ -145,4 +164,12 @@ func printFault(w io.Writer, f faultJSON) {
 		where = fmt.Sprintf("point %s of %s, disk %d, %s from byte %d on, in %s", f.Point, plain(f.VM), f.Disk, size(f.Len), f.Off, f.Object)
 	}
 	fmt.Fprintf(w, "DAMAGED: %s: %s\n", where, plain(f.Text))
+}
+
+// damagedCount counts what can be damaged in a pack.
+func damagedCount(n int64) string {
+	if n == 1 {
+		return "1 chunk or page"
+	}
+	return fmt.Sprintf("%d chunks and pages", n)
 }

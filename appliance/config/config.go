@@ -39,6 +39,32 @@ type Config struct {
 	API *API `yaml:"api"`
 	// GC says how often a node gives space back; left out, once a day.
 	GC *GC `yaml:"gc"`
+	// Scrub says how a node reads its store again to find damage; left out, all of it within 30 days.
+	Scrub *Scrub `yaml:"scrub"`
+}
+
+// Scrub says how a node reads its store again to find damage before it is needed.
+type Scrub struct {
+	// Every is the time within which each pack is read once; 0s for never. Default 720h, which is 30 days.
+	Every *time.Duration `yaml:"every"`
+	// LimitMiB is how many MiB a second it reads at most. Default 64.
+	LimitMiB int64 `yaml:"limit_mib"`
+}
+
+// ScrubEvery returns the time within which each pack is read once, 0 for never.
+func (c *Config) ScrubEvery() time.Duration {
+	if c.Scrub == nil || c.Scrub.Every == nil {
+		return 30 * 24 * time.Hour
+	}
+	return *c.Scrub.Every
+}
+
+// ScrubLimit returns how many bytes a second a scrub reads at most.
+func (c *Config) ScrubLimit() int64 {
+	if c.Scrub == nil || c.Scrub.LimitMiB == 0 {
+		return 64 << 20
+	}
+	return c.Scrub.LimitMiB << 20
 }
 
 // GC says when a node gives back the space of what no point needs.
@@ -178,6 +204,15 @@ func (c *Config) check() (bad []string) {
 	}
 	if e := c.CollectEvery(); e < 0 || e > 0 && e < time.Minute {
 		bad = append(bad, fmt.Sprintf("gc.every %v is shorter than a minute; 0s is never", e))
+	}
+	if c.Scrub != nil && c.API == nil {
+		bad = append(bad, "scrub is there without api: the daemon then only reads the store")
+	}
+	if e := c.ScrubEvery(); e < 0 || e > 0 && e < time.Hour {
+		bad = append(bad, fmt.Sprintf("scrub.every %v is shorter than an hour; 0s is never", e))
+	}
+	if l := c.ScrubLimit() >> 20; l < 1 || l > 1<<20 {
+		bad = append(bad, fmt.Sprintf("scrub.limit_mib %d is not between 1 and %d", l, 1<<20))
 	}
 	if c.Mount == nil && c.NFS == nil {
 		bad = append(bad, "neither mount nor nfs is there: nothing to do")

@@ -40,6 +40,12 @@ func TestGoodNode(t *testing.T) {
 	if err != nil || c.API.Listen != "0.0.0.0:8443" || c.NFS.Address != "192.0.2.10" || c.CollectEvery() != 24*time.Hour {
 		t.Fatalf("%+v %v", c, err)
 	}
+	if c.ScrubEvery() != 720*time.Hour || c.ScrubLimit() != 64<<20 {
+		t.Errorf("by default a scrub takes %v at %d bytes a second", c.ScrubEvery(), c.ScrubLimit())
+	}
+	if c, err := Parse([]byte(text + "scrub: {every: 0s, limit_mib: 3}\n")); err != nil || c.ScrubEvery() != 0 || c.ScrubLimit() != 3<<20 {
+		t.Errorf("%v, %v", c, err)
+	}
 	for more, every := range map[string]time.Duration{"gc: {every: 36h}\n": 36 * time.Hour, "gc: {every: 0s}\n": 0, "gc: {}\n": 24 * time.Hour} {
 		if c, err := Parse([]byte(text + more)); err != nil || c.CollectEvery() != every {
 			t.Errorf("%s: %v, %v", more, c, err)
@@ -72,6 +78,8 @@ func TestFaultsAreNamedAllAtOnce(t *testing.T) {
 		"node alone":     {"store: /s\npassphrase_file: /p\nmount: {dir: /m}\nstate: /st\napi: {socket: /x}\n", []string{"nfs is missing"}},
 		"gc alone":       {good + "gc: {every: 24h}\n", []string{"gc is there without api"}},
 		"gc too often":   {good + "gc: {every: 3s}\n", []string{"gc.every 3s"}},
+		"scrub alone":    {good + "scrub: {every: 720h}\n", []string{"scrub is there without api"}},
+		"scrub too fast": {good + "scrub: {every: 1m, limit_mib: -1}\n", []string{"scrub.every 1m", "scrub.limit_mib -1"}},
 		"gc backwards":   {good + "gc: {every: -3h}\n", []string{"gc.every"}},
 		"two openers":    {good + "key_file: /k\n", []string{"both there"}},
 		"relative key":   {strings.Replace(good, "passphrase_file: /etc", "key_file: etc", 1), []string{"key_file is not an absolute path"}},

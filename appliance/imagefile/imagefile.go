@@ -50,7 +50,13 @@ type Source struct {
 	read   atomic.Int64
 }
 
-var _ chunkstore.Source = (*Source)(nil)
+var (
+	_ chunkstore.Source = (*Source)(nil)
+	_ chunkstore.Whole  = (*Source)(nil)
+)
+
+// ReadsUnchanged implements chunkstore.Whole: the file is there as a whole.
+func (s *Source) ReadsUnchanged() bool { return true }
 
 // stamp is what changes when a file is written.
 type stamp struct {

@@ -84,6 +84,7 @@ func (d *daemon) open(ctx context.Context) (err error) {
 	d.node, err = NewNode(ctx, NodeOptions{
 		Store: d.store, State: d.c.State, NFS: d.nfs, Allow: d.c.NFS.Allow, Address: d.c.NFS.Address, Port: port, Logger: d.log,
 		Disk: d.catalog, Poll: d.poll, CollectEvery: d.c.CollectEvery(),
+		ScrubEvery: d.c.ScrubEvery(), ScrubLimit: d.c.ScrubLimit(),
 	})
 	return err
 }

@@ -13,9 +13,17 @@ import (
 // ListPoints implements api.Service.
 func (n *Node) ListPoints(ctx context.Context) ([]api.Point, []error) {
 	points, bad := n.store.Points(ctx)
+	hurts, err := n.store.Hurts(ctx, points)
+	if err != nil {
+		bad = append(bad, err)
+	}
 	out := make([]api.Point, 0, len(points))
 	for _, p := range points {
-		out = append(out, n.showPoint(ctx, p))
+		a := n.showPoint(ctx, p)
+		if h, hit := hurts[p.ID]; hit {
+			a.DamagedBytes, a.DamagedSince = h.Bytes, &h.Since
+		}
+		out = append(out, a)
 	}
 	return out, bad
 }
@@ -93,6 +101,12 @@ func (n *Node) GetStore(ctx context.Context) (api.StoreInfo, error) {
 	}
 	if errs.Is(err, errs.Corrupt) { // what cannot be read is not believed
 		i.Doubtful, err = true, nil
+	}
+	if err == nil {
+		i.Damage, err = DamageOf(ctx, n.store.Reader)
+	}
+	if err == nil {
+		i.Scrub, err = ScrubOf(ctx, n.store.Reader)
 	}
 	return i, err
 }

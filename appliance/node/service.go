@@ -30,6 +30,10 @@ type NodeOptions struct {
 	Disk    disk.Disk     // of the catalog; default the real one
 	// CollectEvery is the time from one collection that the node does by itself to the next; 0 for never.
 	CollectEvery time.Duration
+	// ScrubEvery is within what time every pack is read again to find damage; 0 for never. ScrubLimit is how fast that may
+	// be, in bytes a second.
+	ScrubEvery time.Duration
+	ScrubLimit int64
 }
 
 // Node is the service behind the API: it backs VMs up and runs them from their backups.
@@ -79,6 +83,10 @@ func NewNode(ctx context.Context, o NodeOptions) (*Node, error) {
 	}
 	n.background, n.stop = context.WithCancel(context.WithoutCancel(ctx))
 	n.wg.Go(func() { n.watchClock(n.background) })
+	n.wg.Go(func() { n.watchDamage(n.background) })
+	if o.ScrubEvery > 0 {
+		n.wg.Go(func() { n.scrubByItself(n.background) })
+	}
 	if o.CollectEvery > 0 {
 		n.wg.Go(func() { n.collectByItself(n.background) })
 	}

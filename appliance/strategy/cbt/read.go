@@ -151,7 +151,13 @@ type source struct {
 	extents []chunkstore.Extent
 }
 
-var _ chunkstore.Source = (*source)(nil)
+var (
+	_ chunkstore.Source = (*source)(nil)
+	_ chunkstore.Whole  = (*source)(nil)
+)
+
+// ReadsUnchanged implements chunkstore.Whole: a transfer of changes shows the whole disk as it was when the backup began.
+func (s *source) ReadsUnchanged() bool { return true }
 
 // maxExtents bounds what is remembered of a disk: 24 bytes each. A disk in more pieces is read in full where they end.
 const maxExtents = 4 << 20
