@@ -157,6 +157,10 @@ func checkChunk(t *testing.T, r *Reader, p chunk.Place, want []byte) {
 		if err != nil || !bytes.Equal(got, append(prefix, frame...)) {
 			t.Fatalf("ReadFrame %v %d: %d bytes, %v", p, i, len(got), err)
 		}
+		// A cache keeps what comes, with all its room.
+		if got, err := r.ReadFrame(p, id, i, nil); err != nil || cap(got) > len(frame)+len(frame)/4+8<<10 {
+			t.Errorf("frame %d of %d bytes came with room for %d, %v", i, len(frame), cap(got), err)
+		}
 	}
 	for _, i := range []int{-1, framesOf(len(want))} {
 		if _, err := r.ReadFrame(p, id, i, nil); !errs.Is(err, errs.Invalid) {

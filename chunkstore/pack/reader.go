@@ -137,6 +137,7 @@ func (r *Reader) ReadChunk(p chunk.Place, want chunk.ID, dst []byte) ([]byte, ch
 	if err != nil {
 		return nil, chunk.Digest{}, err
 	}
+	dst = slices.Grow(dst, int(g.plain))
 	for i := range g.frames {
 		if dst, err = r.decode(s, &g, p, i, dst); err != nil {
 			return nil, chunk.Digest{}, errs.New(op, r.subject(p), errs.Corrupt, err)
@@ -204,7 +205,7 @@ func (r *Reader) readFull(op string, b []byte, p chunk.Place, off int64) error {
 func (r *Reader) decode(s *scratch, g *group, p chunk.Place, i int, dst []byte) ([]byte, error) {
 	off, length, plain := g.frame(i)
 	if cap(dst)-len(dst) < int(plain) {
-		dst = slices.Grow(dst, int(g.plain))
+		dst = slices.Grow(dst, int(plain))
 	}
 	putNonce(&s.nonce, p.Offset, i)
 	sealed := s.group[off : off+length]
