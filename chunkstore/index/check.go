@@ -1,19 +1,24 @@
 package index
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/fb"
 	"github.com/dgraph-io/badger/v4/pb"
 	"github.com/dgraph-io/badger/v4/table"
 	"github.com/dgraph-io/badger/v4/y"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/holdfast-backup/holdfast/internal/errs"
@@ -54,6 +59,13 @@ func checkFolder(dir string) error {
 	return checkTables(dir)
 }
 
+// Tables are read whole and several at a time: a large index is read when it is opened, and what that takes is waiting for
+// the disk. maxWhole is far above any table of ours; a file that is longer is damaged, and read piece by piece.
+const (
+	checkers = 4
+	maxWhole = 16 << 20
+)
+
 // checkTables reads every table that the manifest lists and checks all of it. It may panic on what it reads.
 func checkTables(dir string) error {
 	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
@@ -65,31 +77,50 @@ func checkTables(dir string) error {
 	if err != nil {
 		return fmt.Errorf("manifest: %w", err)
 	}
-	for id := range m.Tables {
-		if err := checkTable(table.NewFilename(id, dir)); err != nil {
-			return err
-		}
+	g, ctx := errgroup.WithContext(context.Background())
+	ids := slices.Collect(maps.Keys(m.Tables))
+	var next atomic.Int64
+	for range min(checkers, len(ids)) {
+		// What the caller guards is not what another goroutine does.
+		g.Go(func() error {
+			return guard(func() (err error) {
+				var buf []byte
+				for i := next.Add(1) - 1; err == nil && ctx.Err() == nil && i < int64(len(ids)); i = next.Add(1) - 1 {
+					buf, err = checkTable(table.NewFilename(ids[i], dir), buf)
+				}
+				return err
+			})
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
-// checkTable checks the index and every block of one of badger's tables. Layout, from the end: length of the checksum
-// (uint32), checksum, length of the index (uint32), index, blocks. A block ends in the same way: number of offsets,
-// checksum, length of the checksum. All integers of this frame are big-endian.
-func checkTable(name string) error {
+// checkTable checks the index and every block of one of badger's tables. It reads into buf, and returns it for the next
+// one, grown if need be. Layout, from the end: length of the checksum (uint32), checksum, length of the index (uint32),
+// index, blocks. A block ends in the same way: number of offsets, checksum, length of the checksum. All integers of this
+// frame are big-endian.
+func checkTable(name string, buf []byte) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
-		return err
+		return buf, err
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return err
+		return buf, err
 	}
-	if err := checkBlocks(f, st.Size()); err != nil {
-		return fmt.Errorf("table %s: %w", filepath.Base(name), err)
+	var r io.ReaderAt = f
+	if n := st.Size(); n <= maxWhole {
+		buf = slices.Grow(buf[:0], int(n))[:n]
+		if _, err := io.ReadFull(f, buf); err != nil {
+			return buf, fmt.Errorf("table %s: %w", filepath.Base(name), err)
+		}
+		r = bytes.NewReader(buf)
 	}
-	return nil
+	if err := checkBlocks(r, st.Size()); err != nil {
+		return buf, fmt.Errorf("table %s: %w", filepath.Base(name), err)
+	}
+	return buf, nil
 }
 
 func checkBlocks(r io.ReaderAt, size int64) error {
@@ -188,11 +219,15 @@ func (x *Index) Verify(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return errs.Wrap(op, x.dir, err)
 	}
+	var buf []byte
 	for id := range x.tables() {
 		if err := ctx.Err(); err != nil {
 			return errs.Wrap(op, x.dir, err)
 		}
-		err := guard(func() error { return checkTable(table.NewFilename(id, x.dir)) })
+		err := guard(func() (err error) {
+			buf, err = checkTable(table.NewFilename(id, x.dir), buf)
+			return err
+		})
 		if err == nil {
 			continue
 		}
