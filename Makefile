@@ -54,11 +54,11 @@ bench: deps build ## measure, with restic and nfs-ganesha beside us in the same 
 	@internal/lab/deps.sh $(BENCH_PACKAGES)
 	@$(SUDO) bin/holdfast-lab bench --bin bin $(BENCHFLAGS)
 
-# The store's benchmarks from inside are Go's; they are built, so that each runs as a process of its own.
+# The store's benchmarks from inside are Go's, built into a program: each runs as a process of its own.
 .PHONY: bench-store
 bench-store: deps build ## measure the chunk store beside restic, borg and casync (about 25 minutes; BENCHFLAGS=--quick: four)
 	@internal/lab/deps.sh $(STORE_BENCH_PACKAGES)
-	@for package in chunkstore chunkstore/index; do go test -c -o "bin/$$(basename "$$package").test" "./$$package"; done
+	@go test -c -o bin/chunkstore.test ./chunkstore
 	@$(SUDO) bin/holdfast-lab bench store --bin bin $(BENCHFLAGS)
 
 .PHONY: fuzz

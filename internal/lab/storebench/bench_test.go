@@ -39,7 +39,8 @@ func TestQuick(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 	}
-	if len(report.Targets) != len(targets) || report.Disks[0].DataBytes != 48*mib || len(report.Versions) != 3 {
+	if len(report.Targets) != len(targets)-3 || // a store of 10 million chunks is too much for here
+		report.Disks[0].DataBytes != 48*mib || len(report.Versions) != 3 {
 		t.Errorf("%d targets, want %d; %+v", len(report.Targets), len(targets), report)
 	}
 	if left, _ := filepath.Glob(filepath.Join(os.TempDir(), "holdfast-bench-*")); len(left) > 0 {
@@ -58,11 +59,9 @@ func programs(t *testing.T) string {
 	if err := os.Symlink(filepath.Join(built, ours), filepath.Join(dir, ours)); err != nil {
 		t.Fatal(err)
 	}
-	for pkg, path := range map[string]string{storePackage: "chunkstore", indexPackage: "chunkstore/index"} {
-		out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", filepath.Join(dir, pkg+".test"), "../../../"+path).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+	out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", filepath.Join(dir, "chunkstore.test"), "../../../chunkstore").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
 	return dir
 }

@@ -3,6 +3,7 @@ package storebench
 import (
 	"bytes"
 	"context"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -12,13 +13,8 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/lab/measure"
 )
 
-// The packages whose benchmarks are run. Each was built with its tests into a program of its name, with ".test" behind.
-const (
-	storePackage = "chunkstore"
-	indexPackage = "index"
-)
-
-func (b *bed) benchProgram(pkg string) string { return filepath.Join(b.opts.BinDir, pkg+".test") }
+// benchProgram is chunkstore with its tests, built into a program.
+func (b *bed) benchProgram() string { return filepath.Join(b.opts.BinDir, "chunkstore.test") }
 
 // Figure is what a Go benchmark measured.
 type Figure struct {
@@ -27,30 +23,55 @@ type Figure struct {
 	Value float64 `json:"value"`
 }
 
-// inside runs the benchmarks that measure what cannot be seen from outside, on the first disk.
+// inside runs the benchmarks that measure what cannot be seen from outside: on the first disk, on disks that are computed,
+// and on a store of many chunks.
 func (b *bed) inside(ctx context.Context) error {
-	return b.bench(ctx, storePackage, "^BenchmarkDisk$", "HOLDFAST_BENCH_DISK="+b.disks[0].path)
+	times, chunks, label := "3x", 10_000_000, "10M"
+	if b.opts.Few {
+		times, chunks, label = "1x", 100_000, "0.1M"
+	}
+	large := []string{"HOLDFAST_BENCH_STORE=" + b.path("large"), "HOLDFAST_BENCH_CHUNKS=" + strconv.Itoa(chunks)}
+	for _, run := range []inside{
+		{name: "Disk", times: times, env: []string{"HOLDFAST_BENCH_DISK=" + b.disks[0].path}},
+		{name: "Change", times: times},
+		{name: "OpenMake", label: label, times: "1x", env: large},
+		{name: "OpenClean", label: label, times: times, env: large},
+		{name: "OpenKilled", label: label, times: times, env: large},
+	} {
+		if err := b.bench(ctx, run); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(b.path("large"))
 }
 
-// bench runs some benchmarks of a package, in a process of their own, and keeps their figures.
-func (b *bed) bench(ctx context.Context, pkg, pattern string, env ...string) error {
+// inside is a benchmark of the store, which is run in a process of its own.
+type inside struct {
+	name  string
+	label string // stands behind the name in its figures; may be empty
+	times string // how often, as the flag -test.benchtime has it
+	env   []string
+}
+
+// bench runs a benchmark and keeps its figures.
+func (b *bed) bench(ctx context.Context, run inside) error {
 	var out bytes.Buffer
-	time := "1s"
-	if b.opts.Few {
-		time = "1x"
-	}
 	_, err := measure.Run(ctx, measure.Spec{
-		Args: []string{b.benchProgram(pkg), "-test.run=^$", "-test.bench=" + pattern, "-test.benchtime=" + time, "-test.timeout=20m"},
-		Env:  append(env, "TMPDIR="+b.opts.WorkDir), Dir: b.opts.WorkDir, Stdout: &out,
+		Args: []string{b.benchProgram(), "-test.run=^$", "-test.bench=^Benchmark" + run.name + "$", "-test.benchtime=" + run.times, "-test.timeout=30m"},
+		Env:  append(run.env, "TMPDIR="+b.opts.WorkDir), Dir: b.opts.WorkDir, Stdout: &out,
 	})
 	if err != nil {
 		return err
 	}
 	found := figures(out.String())
 	if len(found) == 0 {
-		return errs.Text("run", pattern, errs.Bug, "no benchmark of that name gave a figure: "+out.String())
+		return errs.Text("run", "Benchmark"+run.name, errs.Bug, "no benchmark of that name gave a figure: "+out.String())
 	}
-	for _, f := range found {
+	for i := range found {
+		f := &found[i]
+		if run.label != "" {
+			f.Name += "/" + run.label
+		}
 		b.say("%s: %s %s", f.Name, strconv.FormatFloat(f.Value, 'g', 4, 64), f.Unit)
 	}
 	b.figures = append(b.figures, found...)

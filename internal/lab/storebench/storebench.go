@@ -9,8 +9,8 @@
 // is their sum, and every disk has rows of its own for the first backup.
 //
 // Programs are measured from outside, as whole processes (internal/lab/measure), with the page cache dropped before each.
-// What cannot be seen from outside, such as the cost of one read, is measured by the Go benchmarks of chunkstore and
-// chunkstore/index, whose built test programs are run here and read.
+// What cannot be seen from outside, such as the cost of one read, is measured by the Go benchmarks of chunkstore, whose
+// built test program is run here and read.
 //
 // The best peer is looked for anew in every row, whatever it costs elsewhere: the one that takes the least time is mostly
 // not the one that takes the least space. Targets (targets.go) are held against it.
@@ -42,7 +42,7 @@ type Image struct {
 
 // Options says what is measured.
 type Options struct {
-	BinDir  string // where the holdfast program lies, and the benchmarks as chunkstore.test and index.test
+	BinDir  string // where the holdfast program lies, and the benchmarks as chunkstore.test
 	WorkDir string // an empty folder; takes about seven times the disks' data, and the size of one disk
 	Images  []Image
 	Rounds  int
@@ -122,7 +122,7 @@ func newBed(opts Options) (*bed, error) {
 		*dir = abs
 	}
 	b := &bed{opts: opts, bin: filepath.Join(opts.BinDir, ours)}
-	for _, p := range []string{b.bin, b.benchProgram(storePackage), b.benchProgram(indexPackage)} {
+	for _, p := range []string{b.bin, b.benchProgram()} {
 		if _, err := os.Stat(p); err != nil {
 			return nil, errs.New("find", p, errs.KindOf(err), err).WithNext("Run `make bench-store`, which builds it.")
 		}

@@ -11,6 +11,7 @@ type target struct {
 	figure      string // or a benchmark's figure
 	figureUnit  string
 	scale       float64 // of that figure
+	over        string  // if set, that figure over the same of another benchmark
 }
 
 // targets are those that were set for the store. Those of a task are of all disks together, over the best peer.
@@ -22,6 +23,11 @@ var targets = []target{
 	{what: "new data per core", floor: 130, goal: 200, unit: "MB/s", more: true, figure: "Disk/new/default", figureUnit: "cpu-MB/s", scale: 1},
 	{what: "read-back per core", floor: 500, goal: 800, unit: "MB/s", more: true, figure: "Disk/read-back", figureUnit: "cpu-MB/s", scale: 1},
 	{what: "cold random 4 KiB read, CPU", floor: 100, goal: 60, unit: "µs", figure: "Disk/random/4K-cold", figureUnit: "cpu-us/op", scale: 1},
+	{what: "open a store of 10 million chunks", floor: 2, goal: 2, unit: "s", figure: "OpenClean/10M", figureUnit: "open-s", scale: 1},
+	{what: "the same after a kill", floor: 2, goal: 2, unit: "s", figure: "OpenKilled/10M", figureUnit: "open-s", scale: 1},
+	{what: "index memory at 100 million chunks", floor: 0.6, goal: 0.6, unit: "GB", figure: "OpenClean/10M", figureUnit: "GB-at-100M", scale: 1},
+	{what: "64 MiB changed of 15 TiB, CPU over 100 GiB", floor: 1.1, goal: 1.1, figure: "Change/15T", figureUnit: "cpu-s/backup", over: "Change/100G", scale: 1},
+	{what: "64 MiB changed of 15 TiB, bytes over 100 GiB", floor: 1.1, goal: 1.1, figure: "Change/15T", figureUnit: "MiB-stored", over: "Change/100G", scale: 1},
 }
 
 // Verdict is a target and what was reached.
@@ -45,9 +51,13 @@ func verdicts(rows []Row, figures []Figure) []Verdict {
 		if t.task != "" {
 			v.Value, v.Peer, found = overBest(rows, t)
 		}
-		for _, f := range figures {
-			if f.Name == t.figure && f.Unit == t.figureUnit {
-				v.Value, found = f.Value*t.scale, true
+		if f := find(figures, t.figure, t.figureUnit); f != nil {
+			v.Value, found = f.Value*t.scale, true
+		}
+		if t.over != "" && found {
+			other := find(figures, t.over, t.figureUnit)
+			if found = other != nil; found {
+				v.Value /= other.Value
 			}
 		}
 		if found {
@@ -56,6 +66,15 @@ func verdicts(rows []Row, figures []Figure) []Verdict {
 		}
 	}
 	return all
+}
+
+func find(figures []Figure, name, unit string) *Figure {
+	for i, f := range figures {
+		if f.Name == name && f.Unit == unit {
+			return &figures[i]
+		}
+	}
+	return nil
 }
 
 func overBest(rows []Row, t target) (ratio float64, peer string, found bool) {

@@ -168,10 +168,12 @@ func TestRowsSumDisksAndFindTheBestPeer(t *testing.T) {
 }
 
 func TestVerdicts(t *testing.T) {
-	got := verdicts(sampled().rows(), []Figure{{"Disk/known/parent", "ns/op", 5}, {"Disk/known/parent", "cpu-MB/s", 900}, {"Disk/read-back", "cpu-MB/s", 100}, {"Disk/random/4K-cold", "cpu-us/op", 60}})
+	got := verdicts(sampled().rows(), []Figure{{"Disk/known/parent", "ns/op", 5}, {"Disk/known/parent", "cpu-MB/s", 900}, {"Disk/read-back", "cpu-MB/s", 100}, {"Disk/random/4K-cold", "cpu-us/op", 60},
+		{"Change/100G", "MiB-stored", 10}, {"Change/15T", "MiB-stored", 12}, {"Change/15T", "cpu-s/backup", 1}})
 	want := map[string]string{
 		"first backup, CPU over best peer": "missed quick", "stored bytes over best peer": "missed slim",
 		"known data per core": "floor ", "read-back per core": "missed ", "cold random 4 KiB read, CPU": "goal ",
+		"64 MiB changed of 15 TiB, bytes over 100 GiB": "missed ",
 	}
 	for _, v := range got {
 		if want[v.What] != v.Met+" "+v.Peer {
