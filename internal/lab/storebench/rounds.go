@@ -28,7 +28,7 @@ const (
 	taskFirst   = "first backup"
 	taskAgain   = "second backup, unchanged but touched"
 	taskChanged = "third backup, 10 % rewritten"
-	taskRestore = "restore to a file"
+	taskRestore = "restore of one disk to a file"
 )
 
 func (b *bed) rounds(ctx context.Context) error {
@@ -119,24 +119,23 @@ func (b *bed) keepAll(ctx context.Context, task string, programs []program, roun
 	return nil
 }
 
-// restoreAll has every program write every disk to a file, and holds the file against the disk.
+// restoreAll has every program write the first disk to a file, and holds the file against the disk.
 func (b *bed) restoreAll(ctx context.Context, programs []program, round int) error {
-	for _, d := range b.disks {
-		for _, i := range turns(len(programs), round) {
-			p, to := programs[i], b.path("restored.raw")
-			used, err := p.restore(ctx, d, to)
-			if err != nil {
-				return err
+	d := b.disks[0]
+	for _, i := range turns(len(programs), round) {
+		p, to := programs[i], b.path("restored.raw")
+		used, err := p.restore(ctx, d, to)
+		if err != nil {
+			return err
+		}
+		if round == 0 {
+			if err := measure.SameBytes(d.path, to); err != nil {
+				return errs.Wrap("restore with", p.name(), err)
 			}
-			if round == 0 {
-				if err := measure.SameBytes(d.path, to); err != nil {
-					return errs.Wrap("restore with", p.name(), err)
-				}
-			}
-			b.add(key{taskRestore, d.name, p.name()}, sample{Usage: used})
-			if err := os.Remove(to); err != nil {
-				return err
-			}
+		}
+		b.add(key{taskRestore, d.name, p.name()}, sample{Usage: used})
+		if err := os.Remove(to); err != nil {
+			return err
 		}
 	}
 	return nil
