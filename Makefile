@@ -56,7 +56,7 @@ bench: deps build ## measure, with restic and nfs-ganesha beside us in the same 
 
 # The store's benchmarks from inside are Go's, built into a program: each runs as a process of its own.
 .PHONY: bench-store
-bench-store: deps build ## measure the chunk store beside restic, borg and casync (about 25 minutes; BENCHFLAGS=--quick: four)
+bench-store: deps build ## measure the chunk store beside restic, borg and casync (half an hour or more; BENCHFLAGS=--quick: five minutes)
 	@internal/lab/deps.sh $(STORE_BENCH_PACKAGES)
 	@go test -c -o bin/chunkstore.test ./chunkstore
 	@$(SUDO) bin/holdfast-lab bench store --bin bin $(BENCHFLAGS)
