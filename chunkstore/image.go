@@ -19,6 +19,7 @@ type Image struct {
 	disk  Disk
 	tree  *manifest.Tree
 	lease *imageLease // nil: somebody else holds one
+	ahead readAhead
 }
 
 // Size returns the disk's exact size in bytes.
@@ -46,7 +47,8 @@ func (m *Image) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := m.lease.take(ctx); err != nil {
 		return 0, err
 	}
-	n, err := m.readParts(ctx, p, off)
+	how := m.ahead.note(m, off, len(p))
+	n, err := m.readParts(ctx, p, off, how)
 	runtime.KeepAlive(m) // and with it the lease, until the last byte was read
 	if err != nil {
 		return n, err
@@ -61,10 +63,10 @@ const (
 	maxParts = 8
 )
 
-func (m *Image) readParts(ctx context.Context, p []byte, off int64) (int, error) {
+func (m *Image) readParts(ctx context.Context, p []byte, off int64, how way) (int, error) {
 	parts := min(runtime.GOMAXPROCS(0), maxParts, len(p)/partSize)
 	if parts < 2 {
-		return m.read(ctx, p, off)
+		return m.read(ctx, p, off, how)
 	}
 	type result struct {
 		n   int
@@ -79,7 +81,7 @@ func (m *Image) readParts(ctx context.Context, p []byte, off int64) (int, error)
 			to -= int((off + int64(to)) % chunk.FrameSize)
 		}
 		part, at := p[from:to], off+int64(from)
-		wg.Go(func() { results[i].n, results[i].err = m.read(ctx, part, at) })
+		wg.Go(func() { results[i].n, results[i].err = m.read(ctx, part, at, how) })
 		from = to
 	}
 	wg.Wait()
@@ -93,7 +95,7 @@ func (m *Image) readParts(ctx context.Context, p []byte, off int64) (int, error)
 	return done, nil
 }
 
-func (m *Image) read(ctx context.Context, p []byte, off int64) (int, error) {
+func (m *Image) read(ctx context.Context, p []byte, off int64, how way) (int, error) {
 	done := 0
 	for done < len(p) {
 		pos := off + int64(done)
@@ -101,7 +103,7 @@ func (m *Image) read(ctx context.Context, p []byte, off int64) (int, error) {
 		if err != nil {
 			return done, err
 		}
-		n, err := m.readLeaf(ctx, leaf, p[done:], pos%manifest.LeafSize)
+		n, err := m.readLeaf(ctx, leaf, p[done:], pos%manifest.LeafSize, how)
 		done += n
 		if err != nil {
 			return done, err
@@ -111,7 +113,7 @@ func (m *Image) read(ctx context.Context, p []byte, off int64) (int, error) {
 }
 
 // readLeaf fills as much of p as lies in one leaf, from byte at of it on.
-func (m *Image) readLeaf(ctx context.Context, leaf manifest.View, p []byte, at int64) (int, error) {
+func (m *Image) readLeaf(ctx context.Context, leaf manifest.View, p []byte, at int64, how way) (int, error) {
 	p = p[:min(int64(len(p)), manifest.LeafSize-at)]
 	done := 0
 	for done < len(p) {
@@ -123,7 +125,7 @@ func (m *Image) readLeaf(ctx context.Context, leaf manifest.View, p []byte, at i
 		part := p[done:min(int64(len(p)), int64(done)+int64(e.End)*chunk.Grid-pos)]
 		if e.IsZero() {
 			clear(part)
-		} else if err := m.readChunk(ctx, e, part, pos-int64(start)*chunk.Grid); err != nil {
+		} else if err := m.readChunk(ctx, e, part, pos-int64(start)*chunk.Grid, (int64(e.End)-int64(start))*chunk.Grid, how); err != nil {
 			return done, err
 		}
 		done += len(part)
@@ -131,9 +133,15 @@ func (m *Image) readLeaf(ctx context.Context, leaf manifest.View, p []byte, at i
 	return done, nil
 }
 
-func (m *Image) readChunk(ctx context.Context, e manifest.Entry, p []byte, at int64) error {
+// readChunk fills p from byte at of a chunk of size bytes on.
+func (m *Image) readChunk(ctx context.Context, e manifest.Entry, p []byte, at, size int64, how way) error {
 	for len(p) > 0 {
 		n := int(at / chunk.FrameSize)
+		whole := int(min(chunk.FrameSize, size-at))
+		if how == past && at%chunk.FrameSize == 0 && len(p) >= whole && m.r.framePast(ctx, e, n, p[:whole]) {
+			p, at = p[whole:], at+int64(whole)
+			continue
+		}
 		f, err := m.r.frame(ctx, e.ID, e.Place, n)
 		if err != nil {
 			return err

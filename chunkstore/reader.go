@@ -40,6 +40,7 @@ type Reader struct {
 	frames    *otter.Cache[frameKey, []byte]
 	pages     *otter.Cache[pageKey, []byte]
 	damage    damageLog
+	fetchers  chan struct{} // held by those who read ahead
 }
 
 // frameKey names a decoded frame. Disks that share a chunk share its place, and so what is in the cache. The place is
@@ -68,6 +69,7 @@ func newReader(dir string, b backend.Backend, super Superblock, key keys.Master,
 	r := &Reader{dir: dir, b: b, super: super, key: key, digestKey: key.DigestKey()}
 	r.namers.New = func() any { return newNamer(super.Digest, r.digestKey) }
 	r.damage = damageLog{r: r, log: o.Logger, held: map[packKey]*quarantine.Record{}, sums: map[packKey]uint32{}, known: map[packKey]int64{}}
+	r.fetchers = make(chan struct{}, min(runtime.GOMAXPROCS(0), maxParts))
 	r.packs = packCache{r: r, open: map[packKey]*list.Element{}, order: list.New()}
 	r.leases = leases{log: o.Logger, seen: r.seePoint, held: map[PointID]*lease{}}
 	if _, real := o.Disk.(disk.OS); real {
@@ -208,6 +210,25 @@ func (r *Reader) frame(ctx context.Context, id chunk.ID, at chunk.Place, frame i
 			err := r.elsewhere(ctx, Spot{pack.Data, k.id, k.place}, read(k.place), read)
 			return data, err
 		}))
+}
+
+// framePast reads a whole frame into p, past the cache: who reads a disk from end to end reads nothing twice, and would
+// drive out what others read again. It tells whether it has; if not, frame does, or says why not.
+func (r *Reader) framePast(ctx context.Context, e manifest.Entry, frame int, p []byte) bool {
+	if f, ok := r.frames.GetIfPresent(frameKey{e.ID, e.Place, uint8(frame)}); ok {
+		return copy(p, f) == len(p)
+	}
+	if ctx.Err() != nil {
+		return false
+	}
+	err := r.packs.use(ctx, packKey{pack.Data, e.Place.Pack}, func(x *pack.Reader) error {
+		out, err := x.ReadFrame(e.Place, e.ID, frame, p[:0:len(p)])
+		if err == nil && len(out) != len(p) {
+			return errs.Text("read chunk", e.ID.String(), errs.Corrupt, "the chunk has another length than its manifest says")
+		}
+		return err
+	})
+	return err == nil
 }
 
 // damage wraps a failure to read what a committed point refers to. Nothing moves chunks, so a place that holds

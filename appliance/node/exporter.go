@@ -119,6 +119,7 @@ func (e *exporter) graft(ctx context.Context, x *exported, r instant.Record, spe
 	if err != nil {
 		return err
 	}
+	img.ReadAhead()
 	if err := img.Lease(ctx); err != nil { // now, not at the first read: the VM has the disk from now on
 		return err
 	}

@@ -277,6 +277,7 @@ func diskFile(ctx context.Context, r *chunkstore.Reader, o *ServeOptions, over *
 	if err != nil {
 		return nil, err
 	}
+	img.ReadAhead()
 	if err := img.Lease(ctx); err != nil { // now, not at the first read: the disk is on offer from now on
 		return nil, err
 	}

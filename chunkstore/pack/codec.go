@@ -61,6 +61,8 @@ var (
 	}}
 	// tryouts are buffers for one frame being compressed; s2 wants room for its worst case, a sixth more.
 	tryouts = sync.Pool{New: func() any { return new([chunk.FrameSize + chunk.FrameSize/4]byte) }}
+	// outputs are buffers that frames are decoded into: see decodeRoom.
+	outputs = sync.Pool{New: func() any { return new([decodeRoom]byte) }}
 	// payloads are pooled by how many frames they hold: a backup has hundreds of chunks on their way at once, most of
 	// them of one frame.
 	payloads [maxFrames + 1]sync.Pool
@@ -153,23 +155,31 @@ func (c *Compressed) Release() {
 	}
 }
 
+// decodeRoom is the room that a frame is decoded in. With a few bytes to spare behind it zstd's decoder copies in strides
+// of 16 bytes without looking where the end is.
+const decodeRoom = chunk.FrameSize + 64
+
 var errDecode = errors.New("a frame does not decode to what its header says")
 
 // decodeFrame appends the plain bytes of a frame to dst, which has room for them: exactly plain of them, or it fails.
 func decodeFrame(codec Codec, dst, frame []byte, plain int) ([]byte, error) {
 	at := len(dst)
-	room := dst[at : at : at+plain] // a bomb has nowhere to go
 	var out []byte
 	var err error
 	switch codec {
 	case Zstd:
+		room := outputs.Get().(*[decodeRoom]byte)
+		defer outputs.Put(room)
 		d := decoders.Get().(*zstd.Decoder)
-		out, err = d.DecodeAll(frame, room)
+		out, err = d.DecodeAll(frame, room[:0]) // a bomb has nowhere to go
 		decoders.Put(d)
+		if err == nil && len(out) == plain {
+			out = append(dst[at:at], out...)
+		}
 	case S2:
 		var n int
 		if n, err = s2.DecodedLen(frame); err == nil && n == plain {
-			out, err = s2.Decode(room[:plain], frame)
+			out, err = s2.Decode(dst[at:at+plain], frame)
 		}
 	}
 	if err != nil || len(out) != plain {
