@@ -161,29 +161,25 @@ const decodeRoom = chunk.FrameSize + 64
 
 var errDecode = errors.New("a frame does not decode to what its header says")
 
-// decodeFrame appends the plain bytes of a frame to dst, which has room for them: exactly plain of them, or it fails.
+// decodeFrame appends the plain bytes of a frame to dst: exactly plain of them, or it fails.
 func decodeFrame(codec Codec, dst, frame []byte, plain int) ([]byte, error) {
-	at := len(dst)
+	room := outputs.Get().(*[decodeRoom]byte) // a bomb has nowhere to go
+	defer outputs.Put(room)
 	var out []byte
 	var err error
 	switch codec {
 	case Zstd:
-		room := outputs.Get().(*[decodeRoom]byte)
-		defer outputs.Put(room)
 		d := decoders.Get().(*zstd.Decoder)
-		out, err = d.DecodeAll(frame, room[:0]) // a bomb has nowhere to go
+		out, err = d.DecodeAll(frame, room[:0])
 		decoders.Put(d)
-		if err == nil && len(out) == plain {
-			out = append(dst[at:at], out...)
-		}
 	case S2:
 		var n int
 		if n, err = s2.DecodedLen(frame); err == nil && n == plain {
-			out, err = s2.Decode(dst[at:at+plain], frame)
+			out, err = s2.Decode(room[:plain], frame)
 		}
 	}
 	if err != nil || len(out) != plain {
 		return dst, errDecode
 	}
-	return dst[:at+plain], nil
+	return append(dst, out...), nil
 }

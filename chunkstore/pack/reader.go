@@ -204,21 +204,15 @@ func (r *Reader) readFull(op string, b []byte, p chunk.Place, off int64) error {
 // room. The frame's bytes in s.group are lost.
 func (r *Reader) decode(s *scratch, g *group, p chunk.Place, i int, dst []byte) ([]byte, error) {
 	off, length, plain := g.frame(i)
-	if cap(dst)-len(dst) < int(plain) {
-		dst = slices.Grow(dst, int(plain))
-	}
 	putNonce(&s.nonce, p.Offset, i)
 	sealed := s.group[off : off+length]
-	if g.raw>>i&1 == 1 {
-		out, err := r.aead.Open(dst, s.nonce[:], sealed, s.group[:groupSize])
-		if err != nil {
-			return nil, errTag
-		}
-		return out, nil
-	}
+	// Opened in place, then appended: memory that append has to get is not cleared before it is filled.
 	packed, err := r.aead.Open(sealed[:0], s.nonce[:], sealed, s.group[:groupSize])
 	if err != nil {
 		return nil, errTag
+	}
+	if g.raw>>i&1 == 1 {
+		return append(dst, packed...), nil
 	}
 	return decodeFrame(g.codec, dst, packed, int(plain))
 }
