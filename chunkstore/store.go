@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/holdfast-backup/holdfast/chunkstore/backend"
 	"github.com/holdfast-backup/holdfast/chunkstore/backend/local"
 	"github.com/holdfast-backup/holdfast/chunkstore/cut"
 	"github.com/holdfast-backup/holdfast/chunkstore/index"
@@ -40,6 +41,18 @@ type Options struct {
 	// KeepKit, if not nil, is given the recovery kit by Create before there is a store that needs it. An error ends
 	// Create without a store.
 	KeepKit func(kit []byte) error
+
+	// backend, if not nil, is where the objects lie instead of the folder, which keeps the lock only. There is none but
+	// the folder to choose yet.
+	backend backend.Backend
+}
+
+// at returns where the objects of the store in dir lie.
+func (o *Options) at(dir string) backend.Backend {
+	if o.backend != nil {
+		return o.backend
+	}
+	return local.New(o.Disk, dir)
 }
 
 func (o *Options) complete(dir string) {
@@ -118,7 +131,7 @@ func Create(ctx context.Context, dir string, passphrase []byte, work int, o Opti
 	if err != nil {
 		return fail(err)
 	}
-	b := local.New(o.Disk, dir)
+	b := o.at(dir)
 	// The key first: a superblock is the sign that the store is whole. A key without one is a leftover of a Create
 	// that was killed, and is replaced.
 	if err := writeFirstKeys(ctx, b, key, first); err != nil {
@@ -161,7 +174,7 @@ func (o *Options) checkNew(passphrase []byte) error {
 }
 
 // writeFirstKeys writes the wrapped keys of a new store, and takes away those of a Create that was cut short.
-func writeFirstKeys(ctx context.Context, b *local.Local, key keys.Master, first []Secret) error {
+func writeFirstKeys(ctx context.Context, b backend.Backend, key keys.Master, first []Secret) error {
 	for _, old := range []string{keyObject(firstPhrase, keys.ByPassphrase), keyObject(firstFile, keys.ByFile)} {
 		if err := b.Remove(ctx, old); err != nil && !errs.Is(err, errs.NotFound) {
 			return err
@@ -214,13 +227,13 @@ func vacant(d disk.Disk, dir string, orStore bool) error {
 // Peek reads what can be read of a store without its key.
 func Peek(ctx context.Context, dir string, o Options) (Superblock, error) {
 	o.complete(dir)
-	return readSuperblock(ctx, local.New(o.Disk, dir), dir)
+	return readSuperblock(ctx, o.at(dir), dir)
 }
 
 // OpenReader opens a store for reading.
 func OpenReader(ctx context.Context, dir string, o Options) (*Reader, error) {
 	o.complete(dir)
-	b := local.New(o.Disk, dir)
+	b := o.at(dir)
 	super, err := readSuperblock(ctx, b, dir)
 	if err != nil {
 		return nil, err
@@ -273,7 +286,7 @@ type Store struct {
 func Open(ctx context.Context, dir string, o Options) (*Store, error) {
 	o.complete(dir)
 	// Look before locking: a lock file in a folder that is no store would be litter.
-	if _, err := readSuperblock(ctx, local.New(o.Disk, dir), dir); err != nil {
+	if _, err := readSuperblock(ctx, o.at(dir), dir); err != nil {
 		return nil, err
 	}
 	lock, err := lockStore(o.Disk, dir)
