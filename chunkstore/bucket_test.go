@@ -34,15 +34,7 @@ func TestStoreInABucket(t *testing.T) {
 		}
 	}
 	checkPoints(t, s.Reader, want, "a", "gone")
-	points, _ := s.Points(t.Context())
-	for _, p := range points {
-		if p.Labels["name"] == "gone" {
-			if err := s.RemovePoint(t.Context(), p.ID); err != nil {
-				t.Fatal(err)
-			}
-			untilReleased(t, s, p.ID)
-		}
-	}
+	removeNamed(t, s, "gone")
 	// Whole packs come back; parts of them do not, for objects have no holes.
 	if res, err := s.Collect(t.Context(), CollectOptions{}); err != nil || res.PacksRemoved == 0 || res.PacksShrunk != 0 {
 		t.Errorf("collection: %+v, %v", res, err)
@@ -72,5 +64,20 @@ func TestStoreInABucket(t *testing.T) {
 	}
 	if n := bucket.Puts() - before; n > 8 {
 		t.Errorf("a backup of nothing new took %d requests that write", n)
+	}
+}
+
+// removeNamed removes the points of a name, and waits until nobody reads them.
+func removeNamed(t *testing.T, s *Store, name string) {
+	t.Helper()
+	points, _ := s.Points(t.Context())
+	for _, p := range points {
+		if p.Labels["name"] != name {
+			continue
+		}
+		if err := s.RemovePoint(t.Context(), p.ID); err != nil {
+			t.Fatal(err)
+		}
+		untilReleased(t, s, p.ID)
 	}
 }
