@@ -11,13 +11,16 @@ import (
 // The labels that a restore point carries in the store. They never change.
 const (
 	LabelVM       = "vm"       // the machine's name
-	LabelStrategy = "strategy" // how it was read: StrategyImport
+	LabelStrategy = "strategy" // how it was read: StrategyImport, StrategyKeep, …
 	LabelSource   = "source"   // what was read, for people
 	LabelParent   = "parent"   // the point it was compared with
 )
 
 // StrategyImport is the label of a point made from an image file.
 const StrategyImport = "import"
+
+// StrategyKeep is the label of a point made of another one and what was written over it.
+const StrategyKeep = "keep"
 
 // timeLayout is how a point's time is written in paths: no colons, so that it is a file name everywhere.
 const timeLayout = "2006-01-02T15-04-05Z"

@@ -26,6 +26,7 @@ const (
 	TaskInstant TaskKind = "instant-restore"
 	TaskMigrate TaskKind = "migrate"
 	TaskRelease TaskKind = "release"
+	TaskKeep    TaskKind = "keep"
 	TaskCollect TaskKind = "collection"
 	TaskScrub   TaskKind = "scrub" // damage that was found; it has failed from the start
 )

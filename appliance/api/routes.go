@@ -45,6 +45,11 @@ type ReleaseSpec struct {
 	Discard bool `json:"discard,omitempty" doc:"give up what was written since the restore, and the VM with it, if its disks have not been migrated"`
 }
 
+// KeepSpec asks for a restore point of what a session's disks are now.
+type KeepSpec struct {
+	Running bool `json:"running,omitempty" doc:"also while the VM is not down: its writes are held while its disks are read, and they are kept as after a power cut"`
+}
+
 // Status is how the node is.
 type Status struct {
 	Version string `json:"version" doc:"of the program"`
@@ -241,6 +246,14 @@ func (s *server) sessions() {
 	add(s, post("release-session", "/sessions/{id}/release", tag, "Take an instant restore apart", http.StatusAccepted),
 		func(ctx context.Context, in *release) (*made[appliance.Task], error) {
 			return begun(s.Service.StartRelease(ctx, in.ID, in.Body != nil && in.Body.Discard))
+		})
+	type keep struct {
+		ID   string `path:"id"`
+		Body *KeepSpec
+	}
+	add(s, post("keep-session", "/sessions/{id}/keep", tag, "Make a restore point of what its disks are now", http.StatusAccepted),
+		func(ctx context.Context, in *keep) (*made[appliance.Task], error) {
+			return begun(s.Service.StartKeep(ctx, in.ID, in.Body != nil && in.Body.Running))
 		})
 }
 

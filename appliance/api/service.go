@@ -60,6 +60,9 @@ type Sessions interface {
 	GetSession(ctx context.Context, id string) (appliance.Session, error)
 	StartMigrate(ctx context.Context, id, to string) (appliance.Task, error)
 	StartRelease(ctx context.Context, id string, discard bool) (appliance.Task, error)
+	// StartKeep makes a restore point of what a session's disks are now. It is errs.Busy while the VM is not down, unless
+	// running: then the VM's writes are held while its disks are read.
+	StartKeep(ctx context.Context, id string, running bool) (appliance.Task, error)
 }
 
 // Tasks shows what is done.

@@ -207,7 +207,7 @@ func TestHelpExistsForEveryCommand(t *testing.T) {
 		"", "init", "disk", "disk import", "point", "point list", "point show", "point rm", "point export", "point serve", "mount",
 		"store", "store status", "store verify", "version", "manager", "manager add", "manager list", "manager show", "manager rm", "vm", "vm list",
 		"vm show", "backup", "backup run", "restore", "restore instant", "session", "session list", "session show", "session migrate",
-		"session release", "task", "task list", "task show", "task watch", "task cancel",
+		"session release", "session keep", "point keep", "task", "task list", "task show", "task watch", "task cancel",
 	} {
 		out := b.ok(append(strings.Fields(c), "--help")...)
 		if !strings.Contains(out, "Usage:") || !strings.Contains(out, "holdfast "+c) || strings.Contains(out, "\n\n\n") {
@@ -229,7 +229,7 @@ func TestCommandLinesThatMakeNoSense(t *testing.T) {
 		"point export x --to y --format vmdk", "disk import f", "point show --sha256=maybe x", "manager", "manager add", "manager add x", "manager show",
 		"manager rm", "manager list x", "vm", "vm show", "vm list x", "backup", "backup run", "backup run a b", "backup run x --strategy full",
 		"restore", "restore web", "restore instant", "restore instant x --format vdi", "session", "session nonsense", "session show", "session release",
-		"session migrate", "task", "task watch", "task show a b", "task cancel", "vm list --store x --nonsense",
+		"session keep", "point keep", "point keep x", "point keep x --overlay d --format vdi", "session migrate", "task", "task watch", "task show a b", "task cancel", "vm list --store x --nonsense",
 	} {
 		b.fails(exitUsage, strings.Fields(c))
 	}

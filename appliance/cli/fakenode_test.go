@@ -192,6 +192,10 @@ func (f *fakeNode) StartRelease(_ context.Context, id string, discard bool) (app
 	return f.start(appliance.TaskRelease, "StartRelease", id, discard)
 }
 
+func (f *fakeNode) StartKeep(_ context.Context, id string, running bool) (appliance.Task, error) {
+	return f.start(appliance.TaskKeep, "StartKeep", id, running)
+}
+
 func (f *fakeNode) ListTasks(context.Context) ([]appliance.Task, error) {
 	return f.tasks, f.call("ListTasks")
 }
@@ -244,6 +248,7 @@ const (
 	instantID      = "a90b77c2d518"
 	migrateID      = "b61e0c55f3aa"
 	releaseID      = "c7d2e4f6a8b0"
+	keepID         = "d8e3f5a7b9c1"
 	sessionID      = "7d0e52c1a6f9"
 )
 
@@ -283,6 +288,7 @@ func theNode() *fakeNode {
 			backupID: backup, instantID: sessionStates(instantID, appliance.TaskInstant, "export", "attach", "start"),
 			migrateID: sessionStates(migrateID, appliance.TaskMigrate, "migrating"),
 			releaseID: sessionStates(releaseID, appliance.TaskRelease, "release"),
+			keepID:    keepStates(),
 		},
 	}
 }
@@ -317,6 +323,14 @@ func failedState(t appliance.Task, p *appliance.Problem) appliance.Task {
 	t.State, t.Ended, t.Result, t.Progress, t.Problem = appliance.TaskFailed, atp(3.2), nil, nil, p
 	t.Steps = []appliance.Step{{Name: "start backup", Started: theTime, Ended: atp(3.2), Failed: true, Detail: "the engine's backup is initializing"}}
 	return t
+}
+
+// keepStates are what is seen of the keeping of a session.
+func keepStates() []appliance.Task {
+	all := sessionStates(keepID, appliance.TaskKeep, "hold writes", "store what was written")
+	all[len(all)-1].Result = map[string]any{"session": sessionID, "point": "9a8b7c6d5e4f3a2b", "vm": "web-restored",
+		"written_bytes": 12.0 * (1 << 20), "new_bytes": 3.0 * (1 << 20), "known_bytes": 1.0 * (1 << 20), "stored_bytes": 2.0 * (1 << 20), "seconds_held": 1.5}
+	return all
 }
 
 // sessionStates are what is seen of a session's task that goes well.

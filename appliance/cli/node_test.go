@@ -123,6 +123,9 @@ session migrate 7d0e --to fast -o json
 session release 7d0e --discard
 session release 7d0e --wait
 session release 7d0e --wait -o json
+session keep 7d0e
+session keep 7d0e --running --wait
+session keep 7d0e --wait -o json
 session show 00`},
 	{"session-migrated", func(f *fakeNode) {
 		f.sessions[0] = theSession(appliance.SessionMigrated)
@@ -300,6 +303,8 @@ func TestWhatTheNodeIsAsked(t *testing.T) {
 		{"session migrate 7d0e", "StartMigrate", "[" + sessionID + " ]"},
 		{"session release 7d0e", "StartRelease", "[" + sessionID + " false]"},
 		{"session release 7d0e --discard", "StartRelease", "[" + sessionID + " true]"},
+		{"session keep 7d0e", "StartKeep", "[" + sessionID + " false]"},
+		{"session keep 7d0e --running", "StartKeep", "[" + sessionID + " true]"},
 		{"task cancel 3f", "CancelTask", "[" + backupID + "]"},
 		{"manager rm prod", "RemoveManager", "[prod]"},
 	} {

@@ -87,7 +87,7 @@ func (a *app) pointCommand() *cobra.Command {
 			"The space that only this point used comes back with the next `holdfast store gc`.",
 		RunE: func(c *cobra.Command, args []string) error { return a.removePoint(c.Context(), args[0]) },
 	}
-	return group("point", "Work with restore points", list, show, a.diffCommand(), a.ofNode(rm), a.ofNode(a.lockCommand()), a.exportCommand(), a.serveCommand())
+	return group("point", "Work with restore points", list, show, a.diffCommand(), a.ofNode(rm), a.ofNode(a.lockCommand()), a.exportCommand(), a.serveCommand(), a.keepCommand())
 }
 
 type pointJSON struct {

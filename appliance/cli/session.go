@@ -104,7 +104,7 @@ func (a *app) instant(ctx context.Context, s api.Service, i api.InstantSpec, wai
 }
 
 func (a *app) sessionCommand() *cobra.Command {
-	var all, wait, discard bool
+	var all, wait, discard, running bool
 	var to string
 	list := &cobra.Command{
 		Use: "list", Short: "List the VMs that run from their backups, newest last", Args: exactly(0, "no arguments"),
@@ -152,10 +152,20 @@ func (a *app) sessionCommand() *cobra.Command {
 		}),
 	}
 	release.Flags().BoolVar(&discard, "discard", false, "stop and remove the VM, and give up what it wrote")
-	for _, c := range []*cobra.Command{migrate, release} {
+	keep := &cobra.Command{
+		Use: "keep ID", Short: "Make a restore point of what a session's disks are now", Args: exactly(1, "a session's ID"),
+		Long: "Make a new restore point of the disks of a session as they are now, with all that the VM has written. Only what\n" +
+			"was written is read. The session goes on. The VM has to be down; with --running it need not be: its writes are\n" +
+			"held while its disks are read, which it sees as a slow disk, and they are kept as after a power cut.",
+		RunE: after(func(ctx context.Context, s api.Service, id string) (appliance.Task, error) {
+			return s.StartKeep(ctx, id, running)
+		}),
+	}
+	keep.Flags().BoolVar(&running, "running", false, "also while the VM is not down")
+	for _, c := range []*cobra.Command{migrate, release, keep} {
 		c.Flags().BoolVar(&wait, "wait", false, "wait until it has ended, and show how far it is")
 	}
-	return group("session", "Work with VMs that run from their backups", list, show, migrate, release)
+	return group("session", "Work with VMs that run from their backups", list, show, migrate, keep, release)
 }
 
 // withSession makes a command's function of one that works on the session that its argument names.
@@ -251,6 +261,11 @@ func (a *app) summary(ctx context.Context, w io.Writer, s api.Service, t applian
 	}
 	if t.Kind == appliance.TaskRelease {
 		fmt.Fprintf(w, "Session %s is over: nothing of it is left on the engine or on the node.\n", t.Session)
+		return
+	}
+	if t.Kind == appliance.TaskKeep {
+		fmt.Fprintf(w, "Point %v of VM %s keeps what session %s was at that moment. The session goes on.\n", t.Result["point"], plain(t.Subject), t.Session)
+		resultTable(w, t)
 		return
 	}
 	x, err := s.GetSession(ctx, t.Session)

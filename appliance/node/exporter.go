@@ -47,6 +47,9 @@ type exported struct {
 type served struct {
 	*overlay.Overlay
 	read atomic.Int64
+	disk chunkstore.Disk // of the point
+	base fs.Stream       // as it was published
+	gone bool            // its hosts have removed it
 }
 
 // ReadAt implements fs.Stream.
@@ -143,15 +146,21 @@ func (e *exporter) graft(ctx context.Context, x *exported, r instant.Record, spe
 	if err != nil {
 		return err
 	}
-	s := &served{Overlay: w}
+	s := &served{Overlay: w, base: base}
+	if s.disk, err = p.Disk(number); err != nil {
+		return errors.Join(err, w.Close())
+	}
 	x.disks[number] = s
-	err = x.tree.Graft(fmt.Sprint("disk", number), spec.VolumePath(v), s, img.DataBytes)
+	err = x.tree.Graft(graftKey(number), spec.VolumePath(v), s, img.DataBytes)
 	if errs.Is(err, errs.Stale) {
+		s.gone = true
 		e.n.log.Info("a disk of a session was removed by its hosts", "session", r.ID, "disk", number)
 		return nil
 	}
 	return err
 }
+
+func graftKey(number int) string { return fmt.Sprint("disk", number) }
 
 // Traffic implements instant.Exporter.
 func (e *exporter) Traffic(session string, number int) (readBytes, dirtyBytes int64) {

@@ -121,12 +121,17 @@ func checkImport(o ImportOptions) error {
 	switch {
 	case o.VM == "":
 		return bad("no machine was named: use --vm NAME")
-	case len(o.VM) > 200 || strings.ContainsFunc(o.VM, func(r rune) bool { return r < 0x20 || r == 0x7f }):
+	case !goodName(o.VM):
 		return bad("a machine's name is at most 200 bytes long and has no control characters")
 	case o.Disk < 0 || o.Disk > 999:
 		return bad("disks are numbered from 0 to 999")
 	}
 	return nil
+}
+
+// goodName tells whether a machine may be called so.
+func goodName(vm string) bool {
+	return len(vm) <= 200 && !strings.ContainsFunc(vm, func(r rune) bool { return r < 0x20 || r == 0x7f })
 }
 
 func note(f func(string), s string) {

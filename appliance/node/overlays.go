@@ -13,6 +13,7 @@ import (
 	"github.com/holdfast-backup/holdfast/chunkstore"
 	"github.com/holdfast-backup/holdfast/fs"
 	"github.com/holdfast-backup/holdfast/fs/overlay"
+	"github.com/holdfast-backup/holdfast/fs/synthetic"
 	"github.com/holdfast-backup/holdfast/internal/disk"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
@@ -127,17 +128,24 @@ func (v *overlays) fate() string {
 	return "dropped"
 }
 
+// overlayFolder is where the overlay of a disk lies.
+func overlayFolder(dir string, number int, format synthetic.Format) string {
+	return filepath.Join(dir, fmt.Sprintf("disk%d.%s", number, format))
+}
+
+// overlayIdentity names what an overlay lies over: it fits nothing else.
+func overlayIdentity(p *chunkstore.Point, d chunkstore.Disk, format synthetic.Format) string {
+	return fmt.Sprintf("point %s disk %d root %s as %s", p.ID, d.Number, d.Root.Digest, format)
+}
+
 // open opens the overlay of a disk, or makes it.
 func (v *overlays) open(ctx context.Context, o *ServeOptions, number int, base fs.Stream) (*overlay.Overlay, error) {
 	d, err := o.Point.Disk(number)
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(v.dir, fmt.Sprintf("disk%d.%s", number, o.Format))
-	oo := overlay.Options{
-		Identity: fmt.Sprintf("point %s disk %d root %s as %s", o.Point.ID, number, d.Root.Digest, o.Format),
-		MaxBytes: o.MaxBytes,
-	}
+	dir := overlayFolder(v.dir, number, o.Format)
+	oo := overlay.Options{Identity: overlayIdentity(o.Point, d, o.Format), MaxBytes: o.MaxBytes}
 	w, err := overlay.Open(ctx, disk.OS{}, dir, base, oo)
 	if errs.Is(err, errs.NotFound) { // none yet, or one whose making was cut short
 		w, err = overlay.Create(ctx, disk.OS{}, dir, base, oo)

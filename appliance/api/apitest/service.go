@@ -208,6 +208,11 @@ func (s *Service) StartRelease(ctx context.Context, id string, discard bool) (ap
 	return s.start(ctx, appliance.TaskRelease, id, "StartRelease", id, discard)
 }
 
+// StartKeep implements api.Service.
+func (s *Service) StartKeep(ctx context.Context, id string, running bool) (appliance.Task, error) {
+	return s.start(ctx, appliance.TaskKeep, id, "StartKeep", id, running)
+}
+
 // start adds a running task.
 func (s *Service) start(ctx context.Context, kind appliance.TaskKind, subject, call string, args ...any) (appliance.Task, error) {
 	if err := s.ask(ctx, call, args...); err != nil {

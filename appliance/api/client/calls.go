@@ -172,6 +172,15 @@ func (c *Client) StartRelease(ctx context.Context, id string, discard bool) (t a
 	return post[appliance.Task](ctx, c, path, api.ReleaseSpec{Discard: discard})
 }
 
+// StartKeep implements api.Service.
+func (c *Client) StartKeep(ctx context.Context, id string, running bool) (t appliance.Task, err error) {
+	path, err := at("sessions", id, "/keep")
+	if err != nil {
+		return t, err
+	}
+	return post[appliance.Task](ctx, c, path, api.KeepSpec{Running: running})
+}
+
 // ListTasks implements api.Service.
 func (c *Client) ListTasks(ctx context.Context) ([]appliance.Task, error) {
 	l, err := get[api.List[appliance.Task]](ctx, c, "/tasks")

@@ -210,6 +210,8 @@ func starts(t *testing.T, c *client.Client, s *apitest.Service) {
 	running("StartMigrate", appliance.TaskMigrate)(c.StartMigrate(ctx, "s1", "san two"))
 	running("StartRelease", appliance.TaskRelease)(c.StartRelease(ctx, "s1", true))
 	running("StartRelease", appliance.TaskRelease)(c.StartRelease(ctx, "s1", false))
+	running("StartKeep", appliance.TaskKeep)(c.StartKeep(ctx, "s1", true))
+	running("StartKeep", appliance.TaskKeep)(c.StartKeep(ctx, "s1", false))
 	running("StartCollect", appliance.TaskCollect)(c.StartCollect(ctx, api.CollectSpec{DryRun: true}))
 	if err := c.CancelTask(ctx, "task-1"); err != nil {
 		t.Error(err)
@@ -224,7 +226,7 @@ func starts(t *testing.T, c *client.Client, s *apitest.Service) {
 		`AddManager {Name:x URL:engine User:a@b Password:päss"word CA:pem` + "\n" + ` Fingerprint:ff}`, "RemoveManager lab one/two?",
 		"StartBackup {VM:web Manager:lab Full:true Strategy:cbt}", "StartBackup {VM:web Manager: Full:false Strategy:}",
 		"StartInstant {Point:web@latest Manager:lab Name:w2 Cluster:c PowerOn:true MigrateTo:san Format:raw}",
-		"StartMigrate s1 san two", "StartRelease s1 true", "StartRelease s1 false", "StartCollect {DryRun:true}", "CancelTask task-1",
+		"StartMigrate s1 san two", "StartRelease s1 true", "StartRelease s1 false", "StartKeep s1 true", "StartKeep s1 false", "StartCollect {DryRun:true}", "CancelTask task-1",
 		"LockPoint {Point:p Until:2027-01-02 03:04:05 +0000 UTC Reason:audit}", "RemovePoint p", "ConfirmClock",
 	}
 	if got := s.Asked()[before:]; !slices.Equal(got, want) {
@@ -277,6 +279,7 @@ func calls(ctx context.Context, c *client.Client) map[string]error {
 	keep("GetSession")(c.GetSession(ctx, "x"))
 	keep("StartMigrate")(c.StartMigrate(ctx, "x", "y"))
 	keep("StartRelease")(c.StartRelease(ctx, "x", false))
+	keep("StartKeep")(c.StartKeep(ctx, "x", false))
 	keep("ListTasks")(c.ListTasks(ctx))
 	keep("GetTask")(c.GetTask(ctx, "x"))
 	all["CancelTask"] = c.CancelTask(ctx, "x")
