@@ -226,7 +226,7 @@ func starts(t *testing.T, c *client.Client, s *apitest.Service) {
 		`AddManager {Name:x URL:engine User:a@b Password:päss"word CA:pem` + "\n" + ` Fingerprint:ff}`, "RemoveManager lab one/two?",
 		"StartBackup {VM:web Manager:lab Full:true Strategy:cbt}", "StartBackup {VM:web Manager: Full:false Strategy:}",
 		"StartInstant {Point:web@latest Manager:lab Name:w2 Cluster:c PowerOn:true MigrateTo:san Format:raw}",
-		"StartMigrate s1 san two", "StartRelease s1 true", "StartRelease s1 false", "StartKeep s1 true", "StartKeep s1 false", "StartCollect {DryRun:true}", "CancelTask task-1",
+		"StartMigrate s1 san two", "StartRelease s1 true", "StartRelease s1 false", "StartKeep s1 true", "StartKeep s1 false", "StartCollect {DryRun:true Compact:false}", "CancelTask task-1",
 		"LockPoint {Point:p Until:2027-01-02 03:04:05 +0000 UTC Reason:audit}", "RemovePoint p", "ConfirmClock",
 	}
 	if got := s.Asked()[before:]; !slices.Equal(got, want) {
