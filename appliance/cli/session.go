@@ -104,7 +104,7 @@ func (a *app) instant(ctx context.Context, s api.Service, i api.InstantSpec, wai
 }
 
 func (a *app) sessionCommand() *cobra.Command {
-	var all, wait, discard, running bool
+	var all, wait, discard bool
 	var to string
 	list := &cobra.Command{
 		Use: "list", Short: "List the VMs that run from their backups, newest last", Args: exactly(0, "no arguments"),
@@ -122,7 +122,7 @@ func (a *app) sessionCommand() *cobra.Command {
 		}),
 	}
 	// after starts a task of a session and shows it.
-	after := func(start func(ctx context.Context, s api.Service, id string) (appliance.Task, error)) runE {
+	after := func(start starter) runE {
 		return a.withSession(func(ctx context.Context, s api.Service, id string) error {
 			t, err := start(ctx, s, id)
 			if err != nil {
@@ -152,7 +152,20 @@ func (a *app) sessionCommand() *cobra.Command {
 		}),
 	}
 	release.Flags().BoolVar(&discard, "discard", false, "stop and remove the VM, and give up what it wrote")
-	keep := &cobra.Command{
+	keep := keepSessionCommand(after)
+	for _, c := range []*cobra.Command{migrate, release, keep} {
+		c.Flags().BoolVar(&wait, "wait", false, "wait until it has ended, and show how far it is")
+	}
+	return group("session", "Work with VMs that run from their backups", list, show, migrate, keep, release)
+}
+
+// starter starts a task of a session.
+type starter = func(ctx context.Context, s api.Service, id string) (appliance.Task, error)
+
+// keepSessionCommand is `session keep`; after makes its function of what starts the task.
+func keepSessionCommand(after func(starter) runE) *cobra.Command {
+	var running bool
+	c := &cobra.Command{
 		Use: "keep ID", Short: "Make a restore point of what a session's disks are now", Args: exactly(1, "a session's ID"),
 		Long: "Make a new restore point of the disks of a session as they are now, with all that the VM has written. Only what\n" +
 			"was written is read. The session goes on. The VM has to be down; with --running it need not be: its writes are\n" +
@@ -161,11 +174,8 @@ func (a *app) sessionCommand() *cobra.Command {
 			return s.StartKeep(ctx, id, running)
 		}),
 	}
-	keep.Flags().BoolVar(&running, "running", false, "also while the VM is not down")
-	for _, c := range []*cobra.Command{migrate, release, keep} {
-		c.Flags().BoolVar(&wait, "wait", false, "wait until it has ended, and show how far it is")
-	}
-	return group("session", "Work with VMs that run from their backups", list, show, migrate, keep, release)
+	c.Flags().BoolVar(&running, "running", false, "also while the VM is not down")
+	return c
 }
 
 // withSession makes a command's function of one that works on the session that its argument names.

@@ -179,28 +179,33 @@ func TestKeepRaw(t *testing.T) {
 				clear(want[1<<20+5 : 3<<20+5])
 			})
 			keepAndCheck(-1)
-			// The host makes the disk longer; then it is cut, and made longer again over what was there.
-			whileServed(t, s, o, 0, func(w *overlay.Overlay) {
-				if err := w.WriteAt(t.Context(), []byte("appended"), w.Size()+4096*3+1, true); err != nil {
-					t.Fatal(err)
-				}
-				grown := make([]byte, w.Size())
-				copy(grown, want)
-				copy(grown[len(grown)-8:], "appended")
-				want = grown
-			})
-			keepAndCheck(-1)
-			whileServed(t, s, o, 0, func(w *overlay.Overlay) {
-				for _, n := range []int64{5<<20 + 100, 8 << 20} {
-					if err := w.Truncate(t.Context(), n); err != nil {
-						t.Fatal(err)
-					}
-				}
-				want = append(bytes.Clone(want[:5<<20+100]), make([]byte, 3<<20-100)...)
-			})
-			keepAndCheck(-1)
+			resizeAndKeep(t, s, o, want)
 		})
 	}
+}
+
+// resizeAndKeep has the host make the disk longer; then it is cut, and made longer again over what was there.
+func resizeAndKeep(t *testing.T, s *chunkstore.Store, o ServeOptions, want []byte) {
+	t.Helper()
+	k := KeepOptions{Point: o.Point, Overlay: o.Overlay, Now: noon}
+	var grown []byte
+	whileServed(t, s, o, 0, func(w *overlay.Overlay) {
+		if err := w.WriteAt(t.Context(), []byte("appended"), w.Size()+4096*3+1, true); err != nil {
+			t.Fatal(err)
+		}
+		grown = make([]byte, w.Size())
+		copy(grown, want)
+		copy(grown[len(grown)-8:], "appended")
+	})
+	keepChecked(t, s, k, grown, -1)
+	whileServed(t, s, o, 0, func(w *overlay.Overlay) {
+		for _, n := range []int64{5<<20 + 100, 8 << 20} {
+			if err := w.Truncate(t.Context(), n); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	keepChecked(t, s, k, append(bytes.Clone(want[:5<<20+100]), make([]byte, 3<<20-100)...), -1)
 }
 
 // keepChecked keeps an overlay of the first of two disks. What was looked at for it is bounded by the places that were
