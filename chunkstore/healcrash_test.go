@@ -215,3 +215,26 @@ func TestFaultInHeal(t *testing.T) {
 		}
 	}
 }
+
+// TestAbortHeals: a session that is given up heals with what it could seal, and with nothing else.
+func TestAbortHeals(t *testing.T) {
+	s, dir, o := realStore(t, Options{Cutter: "fixed-64k"})
+	data := noise(1, 200<<10)
+	old := mustBackup(t, s, "old", &bytesSource{data: data}, nil)
+	flip(t, dir, chunksOf(t, s.Reader, old.Disks[0])[1])
+	fails(t, dir, o, old)
+	for _, fault := range []bool{true, false} {
+		x := s.Begin(old.Time, nil, nil)
+		if err := x.Ingest(t.Context(), 0, &bytesSource{data: data}, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		x.data.failed = fault // its pack is given up
+		x.Abort()
+		if fault {
+			hurts(t, s.Reader, []*Point{old}, old)
+			fails(t, dir, o, old)
+		}
+	}
+	hurts(t, s.Reader, []*Point{old})
+	reads(t, dir, o, old, data)
+}
