@@ -213,8 +213,8 @@ func TestCollectInACrowd(t *testing.T) {
 	c.done.Store(true)
 	others.Wait()
 	t.Logf("%d packs were made compact", compacted)
-	if compacted < 10 {
-		t.Error("hardly any")
+	if compacted == 0 {
+		t.Error("none was")
 	}
 	t.Logf("%d collections gave back %d MiB and made holes in %d packs; %d chunks were reused at the last moment; %d stale, %d reads of removed points",
 		runs, freed>>20, shrunk, reused, c.stale.Load(), c.read.Load())

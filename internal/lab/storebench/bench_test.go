@@ -30,9 +30,12 @@ func TestQuick(t *testing.T) {
 		}
 	}
 	for _, task := range []string{taskFirst, taskAgain, taskChanged, taskRestore} {
-		if found[task] != 6 {
-			t.Errorf("%s: %d programs, want 6", task, found[task])
+		if found[task] != 7 {
+			t.Errorf("%s: %d programs, want 7", task, found[task])
 		}
+	}
+	if found[taskLeisure] != 2 {
+		t.Errorf("%s: %d programs, want 2", taskLeisure, found[taskLeisure])
 	}
 	for _, v := range report.Targets {
 		if v.Value <= 0 {

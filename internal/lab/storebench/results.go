@@ -94,10 +94,13 @@ func (r *results) task(task, name string, disks []string) []Row {
 }
 
 func place(program string) int {
-	if program == ours {
+	switch {
+	case program == ours:
 		return 0
+	case isOurs(program):
+		return 1
 	}
-	return 1
+	return 2
 }
 
 // sum adds up what one program needed for some disks, round by round.
@@ -141,6 +144,9 @@ func compare(rows []Row) {
 		return
 	}
 	peers := rows[1:]
+	for len(peers) > 0 && isOurs(peers[0].Program) {
+		peers = peers[1:]
+	}
 	for i := range peers {
 		p := &peers[i]
 		p.CPURatio = rows[0].CPU / p.CPU

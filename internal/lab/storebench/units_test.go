@@ -209,3 +209,33 @@ func TestTable(t *testing.T) {
 		t.Errorf("%v:\n%s", err, doc.String())
 	}
 }
+
+// TestOurOtherSettings: a setting of ours that is cheap is no peer, and is held against the peers like the default.
+func TestOurOtherSettings(t *testing.T) {
+	var r results
+	put := func(task, program string, cpu float64, stored int64) {
+		r.add(key{task, "a", program}, sample{measure.Usage{Seconds: cpu, CPU: cpu, Peak: mib}, mib, stored * mib})
+	}
+	put(taskFirst, "slim", 8, 50)
+	put(taskFirst, ours+" s2", 2, 90)
+	put(taskFirst, ours, 4, 60)
+	put(taskLeisure, ours+" s2", 9, 40)
+	put(taskLeisure, ours, 9, 45)
+	rows := r.rows()
+	if rows[0].Program != ours || rows[1].Program != ours+" s2" || rows[1].BestCPU || rows[1].CPURatio != 0 || rows[2].CPURatio != 0.5 {
+		t.Errorf("%+v", rows)
+	}
+	want := map[string]float64{
+		"the same, compressed again at leisure": 0.9, "with --compression s2: first backup, CPU": 0.25, "with it, compressed again: stored bytes": 0.8,
+		"first backup, CPU over best peer": 0.5, "stored bytes over best peer": 1.2,
+	}
+	for _, v := range verdicts(rows, nil) {
+		if v.Value != want[v.What] || v.Peer != "slim" {
+			t.Errorf("%+v, want %v", v, want[v.What])
+		}
+		delete(want, v.What)
+	}
+	if len(want) > 0 {
+		t.Errorf("no verdict on %v", want)
+	}
+}
