@@ -139,7 +139,7 @@ func TestEveryBitIsFoundAndNamed(t *testing.T) {
 	if v := d.verified(t, "", "the whole store"); len(v) > 0 {
 		t.Fatalf("a good store has faults in %q", v)
 	}
-	places := 150
+	places := 70
 	if raceEnabled || testing.Short() {
 		places = 25
 	}
