@@ -2,20 +2,17 @@ package nfsd_test
 
 import (
 	"bytes"
-	"context"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	nfs "github.com/willscott/go-nfs"
 	"golang.org/x/sys/unix"
 
 	"github.com/holdfast-backup/holdfast/fs/overlay"
 	"github.com/holdfast-backup/holdfast/internal/disk"
-	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/nfsd"
 	"github.com/holdfast-backup/holdfast/nfsd/nfstest"
 )
@@ -428,46 +425,5 @@ func (w *wire) spaceOfTheDisk() {
 	near := int64(free) - int64(st.Bavail)*st.Frsize
 	if total != st.Blocks*uint64(st.Frsize) || free != avail || near > 1<<30 || near < -1<<30 {
 		w.t.Errorf("FSSTAT: %d, %d, %d; the disk has %d, %d blocks of %d", total, free, avail, st.Blocks, st.Bavail, st.Frsize)
-	}
-}
-
-// TestStoreAway: while the store cannot be reached, a guest is put off, and nothing that hosts monitor notices.
-func TestStoreAway(t *testing.T) {
-	w := newWire(t, nfsd.Options{Limits: nfsd.Limits{Deadline: 800 * time.Millisecond}})
-	dh := w.c.Lookup(w.root, wireDiskName)
-	ids := w.file(w.root, "ids", strings.Repeat("i", 512))
-	w.write(dh, 0, 2, strings.Repeat("w", 4096))
-	hang := make(chan struct{})
-	defer close(hang)
-	for name, away := range map[string]func(context.Context) error{
-		"fails":             func(context.Context) error { return errs.Text("read", "", errs.Transient, "the network is down") },
-		"heeds its context": func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
-		"hangs":             func(context.Context) error { <-hang; return nil },
-	} {
-		w.base.fail.Store(&away)
-		guest := map[uint32]string{
-			w.c.Send(nfstest.NFS, 3, uint32(nfs.NFSProcedureRead), read(dh, 1<<20, 4096)): "read",
-			w.c.Send(nfstest.NFS, 3, uint32(nfs.NFSProcedureWrite),
-				writeArgs(dh, 2<<20+uint64(len(name))*4096, 2, "part of a block")): "partial write",
-		}
-		// What a monitor does, while the guest's calls are on their way.
-		other := nfstest.Dial(t, w.s.addr)
-		if got, res := other.NFS(nfs.NFSProcedureRead, read(ids, 0, 512)); got != nfs.NFSStatusOk || res.Len() < 512 {
-			t.Errorf("the store %s: reading ids is answered %v", name, got)
-		}
-		other.MustNFS(nfs.NFSProcedureWrite, writeArgs(ids, 0, 2, "renewed"))
-		other.MustNFS(nfs.NFSProcedureFSStat, nfstest.Words(nil).Opaque(w.root))
-		other.MustNFS(nfs.NFSProcedureGetAttr, nfstest.Words(nil).Opaque(dh))
-		other.MustNFS(nfs.NFSProcedureRead, read(dh, 0, 4096)) // what the guest has written itself
-		for range len(guest) {
-			r := w.c.Receive()
-			if status := nfs.NFSStatus(r.U32()); status != nfs.NFSStatusJukebox {
-				t.Errorf("the store %s: a %s is answered %v", name, guest[r.XID], status)
-			}
-		}
-	}
-	w.base.fail.Store(nil)
-	if got, _, _ := w.read(dh, 1<<20, 4096); got != string(wireContent[1<<20:1<<20+4096]) {
-		t.Error("with the store back, other bytes")
 	}
 }
