@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -124,4 +125,10 @@ func (*Agent) Read(path string, content *[]byte) error {
 		return err
 	}
 	return nil
+}
+
+// Glob returns the names that match a pattern, as path/filepath has it.
+func (*Agent) Glob(pattern string, names *[]string) (err error) {
+	*names, err = filepath.Glob(pattern)
+	return err
 }

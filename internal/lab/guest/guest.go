@@ -18,10 +18,12 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"net/rpc"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -67,9 +69,11 @@ func run(line string, services []any) error {
 	if err := loadModules(); err != nil {
 		return err
 	}
+	fmt.Println("the drivers are loaded")
 	if err := networkUp(address()); err != nil {
 		return err
 	}
+	fmt.Println("the network is up")
 	port, err := openPort(line)
 	if err != nil {
 		return err
@@ -127,21 +131,58 @@ func loadModule(path string) error {
 	return nil
 }
 
-// openPort opens the virtio port of a name.
-func openPort(name string) (*os.File, error) {
-	const ports = "/sys/class/virtio-ports"
-	found, err := os.ReadDir(ports)
-	if err != nil {
-		return nil, err
+// portWithin is how long the host's end of the line may take to appear. The driver hears of ports one after the other.
+const portWithin = 30 * time.Second
+
+// port is the virtio port of a name. Until its other end is there, which the kernel hears of some time after it has the
+// port, reading from it gives the end of the file: that is waited out.
+type port struct {
+	*os.File
+	begun bool      // something came
+	late  time.Time // when to believe that nothing will
+}
+
+// Read implements io.Reader.
+func (p *port) Read(b []byte) (int, error) {
+	for {
+		n, err := p.File.Read(b)
+		if n > 0 || !errors.Is(err, io.EOF) || p.begun || time.Now().After(p.late) {
+			p.begun = p.begun || n > 0
+			return n, err
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
-	for _, p := range found {
-		text, err := os.ReadFile(filepath.Join(ports, p.Name(), "name"))
+}
+
+// openPort opens the virtio port of a name, and waits for it.
+func openPort(name string) (*port, error) {
+	for late := time.Now().Add(portWithin); ; time.Sleep(5 * time.Millisecond) {
+		device, err := findPort(name)
 		if err != nil {
 			return nil, err
 		}
-		if strings.TrimSpace(string(text)) == name {
-			return os.OpenFile("/dev/"+p.Name(), os.O_RDWR, 0)
+		if device != "" {
+			f, err := os.OpenFile(device, os.O_RDWR, 0)
+			return &port{File: f, late: late}, err
+		}
+		if time.Now().After(late) {
+			return nil, errs.Text("look for the virtio port", name, errs.NotFound, "this machine has none")
 		}
 	}
-	return nil, errs.Text("look for the virtio port", name, errs.NotFound, fmt.Sprintf("there are %d others", len(found)))
+}
+
+// findPort returns the device of a port, or "" if there is none yet.
+func findPort(name string) (string, error) {
+	const ports = "/sys/class/virtio-ports"
+	found, err := os.ReadDir(ports)
+	if err != nil {
+		return "", err
+	}
+	for _, p := range found {
+		text, err := os.ReadFile(filepath.Join(ports, p.Name(), "name"))
+		if err == nil && strings.TrimSpace(string(text)) == name {
+			return "/dev/" + p.Name(), nil
+		}
+	}
+	return "", nil
 }

@@ -25,5 +25,9 @@ func TestMain(m *testing.M) {
 		}
 	}
 	flag.Parse()
+	// Tests that run side by side wait most of the time: as many at once as there are processors would be too few.
+	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == f.DefValue {
+		_ = f.Value.Set("4") // it is a number
+	}
 	os.Exit(m.Run())
 }

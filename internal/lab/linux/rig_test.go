@@ -70,7 +70,7 @@ func newRig(t *testing.T, programs ...string) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	image, err := linux.Build(t.Context(), linux.Options{Dir: t.TempDir(), Disk: disk, Programs: programs})
+	image, err := linux.Build(t.Context(), linux.Options{Dir: t.TempDir(), Disk: disk, Programs: programs, Files: sanlockFiles})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func (r *rig) store(bin string) {
 		r.t.Fatal(err)
 	}
 	for n := range r.disks {
-		d := &disk{vm: fmt.Sprint("vm", n), port: fmt.Sprint(2049 + n), content: make([]byte, diskSize)}
+		d := &disk{vm: fmt.Sprint("vm", n), port: fmt.Sprint(20490 + n), content: make([]byte, diskSize)}
 		for at := 0; at < diskSize; at += 1 << 20 {
 			if (at>>20+n)%3 != 0 { // every third MiB is a hole
 				copy(d.content[at:], random(uint64(100*n+at>>20), 1<<20))
@@ -201,20 +201,26 @@ func (r *rig) stop(d *disk) {
 	}
 }
 
-// mount mounts a disk's export and has it unmounted at the end of t. It returns the disk's path in the guest.
+// mount mounts a disk's export until t ends, and returns the disk's path in the guest.
 func (r *rig) mount(t *testing.T, m *linux.Machine, d *disk, target, options string) string {
 	t.Helper()
-	if err := m.Mount(t.Context(), r.mountArgs(d, target, options)); err != nil {
+	mountUntilEnd(t, m, r.mountArgs(d, target, options))
+	return target + "/" + file
+}
+
+// mountUntilEnd mounts until t ends.
+func mountUntilEnd(t *testing.T, m *linux.Machine, a guest.MountArgs) {
+	t.Helper()
+	if err := m.Mount(t.Context(), a); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
 		defer cancel()
-		if err := m.Unmount(ctx, target); err != nil {
+		if err := m.Unmount(ctx, a.Target); err != nil {
 			t.Error(err)
 		}
 	})
-	return target + "/" + file
 }
 
 func (r *rig) mountArgs(d *disk, target, options string) guest.MountArgs {

@@ -1,12 +1,15 @@
 package linux_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,10 +22,16 @@ import (
 // Work is what the tests have the guest do. Its methods are called over the line.
 type Work struct {
 	mu      sync.Mutex // guards writers
-	writers map[string]*atomic.Int64
+	writers map[string]*writing
 }
 
-func newWork() *Work { return &Work{writers: map[string]*atomic.Int64{}} }
+// writing is a writer's state, which is there before it begins for those who wait for it.
+type writing struct {
+	blocks atomic.Int64
+	end    atomic.Bool // it shall end with the round that it is in
+}
+
+func newWork() *Work { return &Work{writers: map[string]*writing{}} }
 
 // Fsx runs fsx.
 func (*Work) Fsx(o fsx.Options, r *fsx.Report) (err error) {
@@ -88,9 +97,10 @@ func random(seed uint64, size int) []byte {
 }
 
 // WriteArgs say how a writer works: Blocks blocks of Block bytes, one after the other from the beginning of the file,
-// over and over until Rounds are done. What block n holds after a round is told by content.
+// over and over until Rounds are done or, with 0 Rounds, until End is called. What block n holds after a round is told by
+// content.
 type WriteArgs struct {
-	Name   string // for Progress
+	Name   string // for Await and End
 	Path   string
 	Direct bool
 	Block  int
@@ -98,13 +108,20 @@ type WriteArgs struct {
 	Rounds int
 	// SyncEvery is after how many blocks a buffered writer syncs; a direct one needs not.
 	SyncEvery int
+	// Retry has a block written again if that failed, as a VM does that goes on after a disk error.
+	Retry bool
 }
 
 // WriteReply says what happened to a writer. Slowest is the longest that one write or sync took.
 type WriteReply struct {
-	Written int64 // blocks
-	Slowest time.Duration
+	Written  int64 // blocks
+	Rounds   int
+	Failures int // that were made good
+	Slowest  time.Duration
 }
+
+// maxFailures is how often a writer tries again.
+const maxFailures = 5
 
 // content is what a block holds after a round.
 func content(block, round, size int) []byte {
@@ -113,7 +130,7 @@ func content(block, round, size int) []byte {
 
 // Write runs a writer. It keeps the file open all the time, and so the handle that the server gave out.
 func (w *Work) Write(a WriteArgs, r *WriteReply) error {
-	done := w.progress(a.Name)
+	state := w.state(a.Name)
 	flags := os.O_RDWR
 	if a.Direct {
 		flags |= unix.O_DIRECT
@@ -129,33 +146,50 @@ func (w *Work) Write(a WriteArgs, r *WriteReply) error {
 		err := do()
 		r.Slowest = max(r.Slowest, time.Since(begun))
 		if err != nil {
-			return fmt.Errorf("%s after %d blocks, %s: %w", what, done.Load(), time.Since(begun), err)
+			return fmt.Errorf("%s after %d blocks, %s: %w", what, r.Written, time.Since(begun), err)
 		}
 		return nil
 	}
-	for round := range a.Rounds {
+	for round := 0; round < a.Rounds || a.Rounds == 0 && !state.end.Load(); round++ {
 		for n := range a.Blocks {
 			copy(p, content(n, round, a.Block))
-			err := timed("write", func() error { _, err := f.WriteAt(p, int64(n)*int64(a.Block)); return err })
+			write := func() error { _, err := f.WriteAt(p, int64(n)*int64(a.Block)); return err }
+			err := timed("write", write)
+			for ; err != nil && a.Retry && r.Failures < maxFailures; err = timed("write again", write) {
+				r.Failures++
+			}
 			if err == nil && !a.Direct && n%a.SyncEvery == a.SyncEvery-1 {
 				err = timed("sync", f.Sync)
 			}
 			if err != nil {
 				return err
 			}
-			r.Written = done.Add(1)
+			r.Written = state.blocks.Add(1)
 		}
+		r.Rounds++
 	}
 	return timed("the last sync", f.Sync)
 }
 
-func (w *Work) progress(name string) *atomic.Int64 {
+func (w *Work) state(name string) *writing {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.writers[name] == nil {
-		w.writers[name] = &atomic.Int64{}
+		w.writers[name] = &writing{}
 	}
 	return w.writers[name]
+}
+
+// End has a writer end with the round that it is in.
+func (w *Work) End(name string, _ *struct{}) error {
+	w.state(name).end.Store(true)
+	return nil
+}
+
+// Blocks returns how many blocks a writer has written.
+func (w *Work) Blocks(name string, blocks *int64) error {
+	*blocks = w.state(name).blocks.Load()
+	return nil
 }
 
 // AwaitArgs name a writer and how many blocks it shall have written.
@@ -166,11 +200,62 @@ type AwaitArgs struct {
 
 // Await returns when a writer has got that far.
 func (w *Work) Await(a AwaitArgs, _ *struct{}) error {
-	done := w.progress(a.Name)
-	for late := time.Now().Add(2 * time.Minute); done.Load() < a.Blocks; <-time.After(5 * time.Millisecond) {
+	blocks := &w.state(a.Name).blocks
+	for late := time.Now().Add(2 * time.Minute); blocks.Load() < a.Blocks; <-time.After(5 * time.Millisecond) {
 		if time.Now().After(late) {
-			return fmt.Errorf("the writer is still at block %d", done.Load())
+			return fmt.Errorf("the writer is still at block %d", blocks.Load())
 		}
+	}
+	return nil
+}
+
+// Check reads what a writer wrote past any page cache, and returns the number of the first block that is not as the last
+// round left it, or -1.
+func (*Work) Check(a WriteArgs, wrong *int) error {
+	f, err := os.OpenFile(a.Path, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	*wrong = -1
+	p := page(a.Block)
+	for n := range a.Blocks {
+		if _, err := f.ReadAt(p, int64(n)*int64(a.Block)); err != nil {
+			return err
+		}
+		if !bytes.Equal(p, content(n, a.Rounds-1, a.Block)) {
+			*wrong = n
+			return nil
+		}
+	}
+	return nil
+}
+
+// Folder makes a folder.
+func (*Work) Folder(path string, _ *struct{}) error { return os.MkdirAll(path, 0o755) }
+
+// EndProgram ends all processes of a program.
+func (*Work) EndProgram(program string, _ *struct{}) error {
+	found, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		return err
+	}
+	ended := 0
+	for _, exe := range found {
+		if is, err := os.Readlink(exe); err != nil || is != program {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(exe)))
+		if err != nil {
+			return err
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			return err
+		}
+		ended++
+	}
+	if ended == 0 {
+		return fmt.Errorf("no %s runs", program)
 	}
 	return nil
 }

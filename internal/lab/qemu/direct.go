@@ -26,7 +26,7 @@ type Direct struct {
 func (d *Direct) arguments(line string) []string {
 	return []string{
 		"-kernel", d.Kernel, "-initrd", d.Initrd,
-		"-append", "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on tsc=reliable no_timer_check " + d.Append,
+		"-append", "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr random.trust_cpu=on tsc=reliable no_timer_check " + d.Append,
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=line,path=" + line,
 		"-device", "virtserialport,chardev=line,name=" + LineName,
 		"-netdev", "tap,id=" + network + ",script=no,downscript=no,ifname=" + d.Tap,
