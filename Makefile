@@ -13,7 +13,7 @@ BENCH_PACKAGES := restic nfs-ganesha nfs-ganesha-vfs rpcbind
 STORE_BENCH_PACKAGES := restic borgbackup casync
 
 # What needs root runs with sudo when we are not root: a network namespace, FUSE, installing Debian into a folder.
-SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=HOLDFAST_LAB_CACHE,HOLDFAST_REAL_PARTS,HOLDFAST_BIN,TMPDIR)
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo --preserve-env=HOLDFAST_LAB_CACHE,HOLDFAST_REAL_PARTS,HOLDFAST_BIN,HOLDFAST_SOAK,TMPDIR)
 
 export CGO_ENABLED := 0
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
@@ -48,6 +48,12 @@ test: deps build ## run every test, on real parts too (installs what is missing;
 	@$(SUDO) bin/holdfast-lab fetch
 	HOLDFAST_REAL_PARTS=1 HOLDFAST_BIN='$(CURDIR)/bin' go test -count=1 -timeout 20m \
 		$(if $(SUDO),-exec '$(SUDO) env "PATH=$(PATH)"') ./...
+
+.PHONY: soak
+soak: deps build ## have Linux's NFS client work on what we serve, ten times as long as make test does (half an hour)
+	@$(SUDO) bin/holdfast-lab fetch
+	HOLDFAST_REAL_PARTS=1 HOLDFAST_SOAK=1 HOLDFAST_BIN='$(CURDIR)/bin' go test -count=1 -timeout 3h -v -run '^TestKernelClient$$' \
+		$(if $(SUDO),-exec '$(SUDO) env "PATH=$(PATH)"') ./internal/lab/linux
 
 .PHONY: bench
 bench: deps build ## measure, with restic and nfs-ganesha beside us in the same run (about ten minutes)

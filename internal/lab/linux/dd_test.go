@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"strings"
 	"testing"
 
 	"github.com/holdfast-backup/holdfast/internal/lab/guest"
@@ -68,20 +67,4 @@ func (r *rig) sumByLibnfs(t *testing.T, d *disk) string {
 		t.Fatal(err)
 	}
 	return sum(out)
-}
-
-// testLock mounts as vdsm never does, with locks for the server to keep. Nobody must find out only later, by a VM that
-// does not start, that there are none.
-func (r *rig) testLock(t *testing.T) {
-	options := strings.Replace(vdsmOptions, "nolock,", "", 1)
-	var reply guest.MountReply
-	args := r.mountArgs(r.disks[0], "/mnt/lock", options)
-	if err := r.a.Call(t.Context(), "Agent.Mount", args, &reply); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("mount with locks: %+v\n%s", reply, r.log(r.a))
-	if reply.Errno == 0 {
-		t.Error("a mount with locks succeeds")
-		_ = r.a.Unmount(t.Context(), args.Target)
-	}
 }

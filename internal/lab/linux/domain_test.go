@@ -2,6 +2,7 @@ package linux_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,7 +18,7 @@ const still = 600
 // testStorm makes names come and go, in two guests at once and in folders of their own.
 func (s *session) testStorm(t *testing.T, m *linux.Machine) {
 	dir := s.mount(t, m, "/mnt/storm") + "/storm-" + m.Address.String()
-	r := call[StormReply](t, m, "Work.Storm", StormArgs{Dir: dir, Workers: 4, Operations: 150, Still: still, Seed: 7})
+	r := call[StormReply](t, m, "Work.Storm", StormArgs{Dir: dir, Workers: 4, Operations: 150 * times(), Still: still, Seed: 7})
 	t.Logf("%+v", r)
 	if r.Created == 0 || r.Renamed == 0 || r.Removed == 0 || r.Listed == 0 {
 		t.Error("it was no storm")
@@ -73,9 +74,8 @@ func (s *session) testRestarts(t *testing.T, r *rig) {
 	for _, w := range writers {
 		w.start(t)
 	}
-	for _, away := range []func() error{
-		func() error { s.node.Kill(); return nil }, s.node.Stop, func() error { s.node.Kill(); return nil },
-	} {
+	kill := func() error { s.node.Kill(); return nil }
+	for _, away := range slices.Repeat([]func() error{kill, s.node.Stop, kill}, times()) {
 		for _, w := range writers {
 			w.await(t, w.blocks(t)+60) // they are at work again, behind the last restart
 		}

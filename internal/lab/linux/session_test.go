@@ -108,8 +108,12 @@ func (s *session) mount(t *testing.T, m *linux.Machine, target string) string {
 
 func (s *session) mountWith(t *testing.T, m *linux.Machine, target, options string) string {
 	t.Helper()
-	mountUntilEnd(t, m, guest.MountArgs{
-		Type: "nfs", Source: linux.HostAddress + ":" + s.export, Target: target, Options: options + ",port=2049,mountport=2049",
-	})
+	mountUntilEnd(t, m, s.mountArgs(target, options))
 	return target
+}
+
+func (s *session) mountArgs(target, options string) guest.MountArgs {
+	return guest.MountArgs{
+		Type: "nfs", Source: linux.HostAddress + ":" + s.export, Target: target, Options: options + ",port=2049,mountport=2049",
+	}
 }

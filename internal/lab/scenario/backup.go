@@ -122,13 +122,17 @@ func (p *core) changeMachine(ctx context.Context) (string, error) {
 	return fmt.Sprintf("root prompt after %.1f s; one line and 8 MiB written", took.Seconds()), p.shutdown(ctx)
 }
 
-// boot starts the machine from a disk and logs in.
-func (p *core) boot(ctx context.Context, disk qemu.Node) (time.Duration, error) {
+// boot starts the machine from a disk, perhaps with further ones, and logs in.
+func (p *core) boot(ctx context.Context, disk qemu.Node, more ...qemu.Node) (time.Duration, error) {
 	login, cancel := context.WithTimeout(ctx, bootWithin)
 	defer cancel()
 	begun := time.Now()
 	var err error
-	if p.vm, err = qemu.Start(ctx, qemu.Config{Name: machineName, Disk: disk, Stderr: p.tell.quoted()}); err != nil {
+	drives := []qemu.Drive{{Top: disk}}
+	for _, m := range more {
+		drives = append(drives, qemu.Drive{Top: m})
+	}
+	if p.vm, err = qemu.Start(ctx, qemu.Config{Name: machineName, Drives: drives, Stderr: p.tell.quoted()}); err != nil {
 		return 0, err
 	}
 	if err := p.vm.Console().Login(login, debian.Prompt); err != nil {

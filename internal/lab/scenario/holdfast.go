@@ -119,25 +119,35 @@ func (s *server) line(ctx context.Context) (string, error) {
 	}
 }
 
-// stats asks a server for its counters.
-func (s *server) stats(ctx context.Context) (reads, bytesRead int64, err error) {
+// counters are what a server counts.
+type counters struct {
+	Reads     int64 `json:"reads"`
+	Writes    int64 `json:"writes"`
+	BytesRead int64 `json:"bytes_read"`
+}
+
+// counters asks a server for them.
+func (s *server) counters(ctx context.Context) (counters, error) {
 	if err := s.process.Signal(syscall.SIGUSR1); err != nil {
-		return 0, 0, err
+		return counters{}, err
 	}
 	line, err := s.line(ctx)
 	if err != nil {
-		return 0, 0, err
+		return counters{}, err
 	}
 	var answer struct {
-		Stats *struct {
-			Reads     int64 `json:"reads"`
-			BytesRead int64 `json:"bytes_read"`
-		} `json:"stats"`
+		Stats *counters `json:"stats"`
 	}
 	if err := json.Unmarshal([]byte(line), &answer); err != nil || answer.Stats == nil {
-		return 0, 0, wrong("the server's counters", "%q is not the JSON that was promised", line)
+		return counters{}, wrong("the server's counters", "%q is not the JSON that was promised", line)
 	}
-	return answer.Stats.Reads, answer.Stats.BytesRead, nil
+	return *answer.Stats, nil
+}
+
+// stats asks a server how much was read.
+func (s *server) stats(ctx context.Context) (reads, bytesRead int64, err error) {
+	c, err := s.counters(ctx)
+	return c.Reads, c.BytesRead, err
 }
 
 // interrupt ends a server as Ctrl-C does; it must end with exit code 0.
