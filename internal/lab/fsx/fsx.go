@@ -80,6 +80,7 @@ type run struct {
 	buffered *os.File
 	direct   *os.File
 	scratch  []byte // page-aligned, for O_DIRECT
+	near     int64  // where the last operation was
 	log      []op
 	report   Report
 }

@@ -24,7 +24,7 @@ var shares = []share{
 	{name: "read", times: 30, do: (*run).read},
 	{name: "write", times: 30, do: (*run).write},
 	{name: "append", times: 6, do: (*run).extend, grows: true},
-	{name: "truncate", times: 8, do: (*run).truncate, grows: true},
+	{name: "truncate", times: 4, do: (*run).truncate, grows: true},
 	{name: "map read", times: 8, do: (*run).mapRead, mapped: true},
 	{name: "map write", times: 8, do: (*run).mapWrite, mapped: true},
 	{name: "sync", times: 4, do: (*run).sync},
@@ -69,12 +69,18 @@ func (r *run) length(most int64) int64 {
 	return 1 + r.random.Int64N(most)
 }
 
+// near is the neighbourhood in which most operations follow each other, in bytes.
+const near = 64 << 10
+
 // span is a range of chance below limit. For direct operations it is aligned, and may then be empty.
 func (r *run) span(limit int64, direct bool) (off, length int64) {
 	if limit == 0 {
 		return 0, 0
 	}
 	off = r.random.Int64N(limit)
+	if r.random.IntN(4) != 0 { // mostly where the last operations were: what one of them spoils another has to see
+		off = min(max(0, r.near-near/2+r.random.Int64N(near)), limit-1)
+	}
 	if r.random.IntN(4) == 0 { // edges of pages, where most that goes wrong goes wrong
 		off -= off % 4096
 	}
@@ -86,6 +92,7 @@ func (r *run) span(limit int64, direct bool) (off, length int64) {
 			length = (limit - off) / r.o.Align * r.o.Align
 		}
 	}
+	r.near = off
 	return off, length
 }
 
@@ -166,7 +173,11 @@ func (r *run) resize(size int64) {
 
 func (r *run) truncate(number int) error {
 	f, _ := r.file()
-	before, size := int64(len(r.model)), r.random.Int64N(r.o.MaxSize+1)
+	before := int64(len(r.model))
+	size := r.random.Int64N(r.o.MaxSize + 1)
+	if r.random.IntN(8) != 0 { // mostly a little less or more: otherwise little that was written would live to be read
+		size = min(max(0, before-near+r.random.Int64N(2*near)), r.o.MaxSize)
+	}
 	r.note(number, "truncate", size, before-size)
 	if err := f.Truncate(size); err != nil {
 		return err

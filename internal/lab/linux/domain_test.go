@@ -155,7 +155,20 @@ func (w *writer) start(t *testing.T) {
 // await waits until so many blocks are written.
 func (w *writer) await(t *testing.T, blocks int64) {
 	t.Helper()
-	call[guest.Nothing](t, w.m, "Work.Await", AwaitArgs{w.args.Name, blocks})
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	there := make(chan error, 1)
+	go func() {
+		there <- w.m.Call(ctx, "Work.Await", AwaitArgs{w.args.Name, blocks}, nil)
+	}()
+	select {
+	case err := <-there:
+		if err != nil {
+			t.Fatal(err)
+		}
+	case err := <-w.done:
+		t.Fatalf("the writer has ended: %v", err)
+	}
 }
 
 // blocks is how many blocks are written.
