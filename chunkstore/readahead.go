@@ -18,7 +18,7 @@ type way uint8
 
 const (
 	past    way = iota // past it
-	through            // through it: they may be on their way already, or be read again
+	through            // through it: they may be on their way already, and a machine reads again what it has read
 )
 
 const (
@@ -26,12 +26,13 @@ const (
 	aheadPiece   = 512 << 10 // of them by one goroutine at a time
 	aheadStreams = 8         // that are followed in an image
 	aheadAfter   = 3         // reads in order that make a stream
+	aheadFlight  = 8         // reads of a stream that may be in flight, and come out of order
 )
 
 // readAhead follows the streams of reads in an image.
 type readAhead struct {
 	mu      sync.Mutex
-	window  int64 // 0: nothing is read ahead
+	window  int64 // 0: nobody has asked; less than a piece: the cache is too small
 	tick    int64
 	streams [aheadStreams]stream
 }
@@ -47,18 +48,21 @@ type stream struct {
 // ReadAhead makes reads of the image in order be followed by reads ahead. It is called before the first read.
 func (m *Image) ReadAhead() {
 	// What is read ahead must not drive itself out of a small cache.
-	m.ahead.window = min(aheadWindow, int64(m.r.frames.GetMaximum())/8)
+	m.ahead.window = max(1, min(aheadWindow, int64(m.r.frames.GetMaximum())/8))
 }
 
 // note takes a read of n bytes at off into account, reads ahead if it is one of a stream, and says how it should go.
 func (a *readAhead) note(m *Image, off int64, n int) way {
-	if a.window < aheadPiece || n == 0 {
+	if a.window == 0 {
 		return past
+	}
+	if a.window < aheadPiece || n == 0 {
+		return through
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.tick++
-	s := a.find(off)
+	s := a.find(off, n)
 	s.used = a.tick
 	end := off + int64(n)
 	if end > s.next {
@@ -66,7 +70,7 @@ func (a *readAhead) note(m *Image, off int64, n int) way {
 		s.reads++
 	}
 	if s.reads < aheadAfter {
-		return past
+		return through
 	}
 	s.ahead = max(s.ahead, s.next)
 	for to := min(s.next+a.window, m.Size()); s.ahead < to; {
@@ -80,11 +84,12 @@ func (a *readAhead) note(m *Image, off int64, n int) way {
 }
 
 // find returns the stream that a read at off belongs to, or else the one that was used least lately, begun anew.
-func (a *readAhead) find(off int64) *stream {
+func (a *readAhead) find(off int64, n int) *stream {
+	near := max(aheadPiece, aheadFlight*int64(n))
 	oldest := &a.streams[0]
 	for i := range a.streams {
 		s := &a.streams[i]
-		if s.used > 0 && off >= s.next-a.window && off <= s.next+aheadPiece {
+		if s.used > 0 && off >= s.next-near && off <= s.next+near {
 			return s
 		}
 		if s.used < oldest.used {

@@ -46,6 +46,19 @@ func (b *bed) archives(ctx context.Context) error {
 	return err
 }
 
+// oneArchive keeps and exports the disk for those who serve it, and measures nothing.
+func (b *bed) oneArchive(ctx context.Context) error {
+	h := &holdfast{bed: b, store: b.path("store")}
+	if err := h.prepare(ctx); err != nil {
+		return err
+	}
+	if _, err := h.keep(ctx, b.base); err != nil {
+		return err
+	}
+	b.store, b.file = h, b.path("exported.raw")
+	return h.restore(ctx, b.base, b.file, func(string, sample) error { return nil })
+}
+
 // archiveRound is the life of one disk: kept, restored, kept unchanged, changed and kept; then that of a qcow2 image
 // with a dirty bitmap. Both programs see the same path each time.
 func (b *bed) archiveRound(ctx context.Context, round int) error {

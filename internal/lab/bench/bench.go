@@ -32,11 +32,15 @@ import (
 	"github.com/holdfast-backup/holdfast/internal/lab/parts"
 )
 
+// sections are what can be measured alone.
+var sections = []string{"archives", "nfs", "fuse"}
+
 // Options says what is measured.
 type Options struct {
 	BinDir  string    // where the holdfast program lies
 	WorkDir string    // an empty folder; takes about five times the disk's data and twice its size
 	Disk    string    // a raw image, which is copied; empty: a small one is made up
+	Only    string    // if set, of the sections only this one
 	Quick   bool      // one round and few requests: shows that everything runs, says nothing about speed
 	Log     io.Writer // is told what happens, a line at a time; may be nil
 }
@@ -100,11 +104,16 @@ func Run(ctx context.Context, opts Options) (*Report, error) {
 		return nil, errs.Wrap("measure", "", err)
 	}
 	for _, section := range []struct {
-		name string
-		run  func(context.Context) error
+		name, short string
+		run         func(context.Context) error
 	}{
-		{"make the disks", b.makeDisks}, {"import and export", b.archives}, {"NFS", b.nfs}, {"FUSE", b.fuse},
+		{"make the disks", "", b.makeDisks}, {"import and export", "archives", b.archives}, {"NFS", "nfs", b.nfs}, {"FUSE", "fuse", b.fuse},
 	} {
+		if section.short == "archives" && opts.Only != "" && opts.Only != section.short {
+			section.name, section.run = "import", b.oneArchive
+		} else if section.short != "" && opts.Only != "" && opts.Only != section.short {
+			continue
+		}
 		began := time.Now()
 		if err := section.run(ctx); err != nil {
 			if ctx.Err() != nil {

@@ -3,6 +3,8 @@ package bench
 import (
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -15,14 +17,17 @@ import (
 // Command returns the command bench of holdfast-lab. bin is where the holdfast program lies unless it is told.
 func Command(bin string) *cobra.Command {
 	var quick bool
-	var output string
+	var output, only string
 	c := &cobra.Command{
 		Use: "bench", Short: "Measure Holdfast beside restic, nfs-ganesha and plain files", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if output != "table" && output != "json" {
 				return fmt.Errorf("--output %q: table and json are known", output)
 			}
-			report, err := inside(c, Options{BinDir: bin, Quick: quick, Log: c.ErrOrStderr()})
+			if only != "" && !slices.Contains(sections, only) {
+				return fmt.Errorf("--only %q: there are %s", only, strings.Join(sections, ", "))
+			}
+			report, err := inside(c, Options{BinDir: bin, Only: only, Quick: quick, Log: c.ErrOrStderr()})
 			if err != nil {
 				return err
 			}
@@ -35,6 +40,7 @@ func Command(bin string) *cobra.Command {
 	}
 	c.Flags().StringVar(&bin, "bin", bin, "folder of the holdfast program")
 	c.Flags().BoolVar(&quick, "quick", false, "a small disk and one round: shows that everything runs, says nothing about speed")
+	c.Flags().StringVar(&only, "only", "", "one section: "+strings.Join(sections, ", "))
 	c.Flags().StringVarP(&output, "output", "o", "table", "table or json")
 	return c
 }

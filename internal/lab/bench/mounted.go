@@ -49,7 +49,7 @@ func (b *bed) mountOnce(ctx context.Context, p pattern, direct bool) (err error)
 	}
 	b.dropCaches()
 	defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }() // a mount is there only if the program was killed
-	mount, _, err := b.foreground(ctx, "mount", dir)
+	mount, _, err := b.foreground(ctx, "mount", dir, "--cache", cacheMiB)
 	if err != nil {
 		return err
 	}

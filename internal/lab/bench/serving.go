@@ -16,6 +16,8 @@ const (
 	// readyWithin is how long a server may take until it answers, and until it has ended.
 	readyWithin = 30 * time.Second
 	ganesha     = "nfs-ganesha"
+	// cacheMiB is what our servers may keep decoded: more than the disk's data, for what is read a second time to be warm.
+	cacheMiB = "512"
 )
 
 // server is one that runs.
@@ -142,7 +144,7 @@ func (b *bed) watch(pid int, work []byteRange, read func() (reading, error)) (sa
 // serveFormat returns how our server is started.
 func (b *bed) serveFormat(format string) func(context.Context) (*server, error) {
 	return func(ctx context.Context) (*server, error) {
-		p, line, err := b.foreground(ctx, "point", "serve", b.store.first, "--nfs", "127.0.0.1:0", "--format", format)
+		p, line, err := b.foreground(ctx, "point", "serve", b.store.first, "--nfs", "127.0.0.1:0", "--format", format, "--cache", cacheMiB)
 		if err != nil {
 			return nil, err
 		}
