@@ -119,6 +119,9 @@ func collectedTable(w io.Writer, r node.CollectResult) {
 	if r.Compacted > 0 || r.CompactLeft > 0 {
 		fmt.Fprintf(w, "Compressed again\t%s, which gave back %s; %d left for another time\n", count(int64(r.Compacted), "pack"), size(r.CompactGain), r.CompactLeft)
 	}
+	if r.CompactStop != "" {
+		fmt.Fprintf(w, "Stopped\t%s\n", r.CompactStop)
+	}
 	if r.CompactBad > 0 {
 		fmt.Fprintf(w, "Damaged\t%s left as found: run `holdfast store verify`\n", count(int64(r.CompactBad), "pack"))
 	}

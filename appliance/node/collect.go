@@ -39,7 +39,8 @@ type CollectResult struct {
 	Compacted   int      `json:"packs_compacted"` // compressed again
 	CompactGain int64    `json:"compacted_bytes"` // given back by that, not in Freed
 	CompactLeft int      `json:"packs_to_compact"`
-	CompactBad  int      `json:"packs_damaged"` // that are damaged and were left alone
+	CompactBad  int      `json:"packs_damaged"`             // that are damaged and were left alone
+	CompactStop string   `json:"compact_stopped,omitempty"` // why it did not go on
 	Seconds     float64  `json:"seconds"`
 }
 
@@ -94,6 +95,10 @@ func compactToo(ctx context.Context, s *chunkstore.Store, o CollectOptions, out 
 		},
 	})
 	out.Compacted, out.CompactGain, out.CompactLeft, out.CompactBad = r.Packs, r.Freed(), r.Total-r.Looked, r.Damaged
+	if errs.Is(err, errs.NoSpace) { // what was given back before is no failure for that
+		out.CompactStop = err.Error()
+		return nil
+	}
 	return err
 }
 
