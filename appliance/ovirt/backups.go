@@ -194,18 +194,22 @@ type xmlTransfer struct {
 	Policy     string   `xml:"timeout_policy"`
 }
 
-// StartTransfer asks for a download. Its answer may not have URLs yet. If the answer is lost a transfer may exist:
-// Transfers finds it.
+// StartTransfer asks for a download or an upload. Its answer may not have URLs yet. If the answer is lost a transfer may
+// exist: Transfers, or of an upload DiskTransfers, finds it.
 func (c *Client) StartTransfer(ctx context.Context, s TransferSpec) (Transfer, error) {
 	const op = "start transfer of disk"
-	if err := checkID(op, s.Disk, s.Backup); err != nil {
+	ids, direction := []ID{s.Disk, s.Backup}, "download"
+	if s.Upload {
+		ids, direction = ids[:1], "upload"
+	}
+	if err := checkID(op, ids...); err != nil {
 		return Transfer{}, err
 	}
 	if s.Inactivity < time.Minute {
 		return Transfer{}, errs.Text(op, string(s.Disk), errs.Invalid, "the daemon would end it within a minute")
 	}
 	t, err := readOne(ctx, c, post(op, string(s.Disk), "/imagetransfers", xmlTransfer{
-		Disk: ref(s.Disk), Backup: ref(s.Backup), Direction: "download", Format: "raw",
+		Disk: ref(s.Disk), Backup: ref(s.Backup), Direction: direction, Format: "raw",
 		Inactivity: int64(s.Inactivity / time.Second), Policy: "cancel",
 	}), "image_transfer", ovirtsdk.XMLImageTransferReadOne)
 	if err != nil {
@@ -257,6 +261,16 @@ func (c *Client) Transfers(ctx context.Context, backup ID) ([]Transfer, error) {
 	return slices.DeleteFunc(live, func(t Transfer) bool {
 		return !slices.ContainsFunc(disks, func(d BackupDisk) bool { return d.Disk == t.Disk })
 	}), err
+}
+
+// DiskTransfers lists the transfers of a disk that have not ended.
+func (c *Client) DiskTransfers(ctx context.Context, disk ID) ([]Transfer, error) {
+	const op = "list transfers of disk"
+	if err := checkID(op, disk); err != nil {
+		return nil, err
+	}
+	all, err := readMany(ctx, c, get(op, string(disk), "/imagetransfers"), "image_transfers", ovirtsdk.XMLImageTransferReadMany, transferWord)
+	return slices.DeleteFunc(all, func(t Transfer) bool { return t.Disk != disk || finished(t.Phase) }), err
 }
 
 // finished tells whether a transfer holds nothing any more.

@@ -185,10 +185,11 @@ const (
 	TransferFinishedCleanup TransferPhase = "finished_cleanup"
 )
 
-// TransferSpec asks for a download of a disk of a backup.
+// TransferSpec asks for a download of a disk of a backup, or for an upload into a disk of its own.
 type TransferSpec struct {
 	Disk       ID
-	Backup     ID
+	Backup     ID            // of a download
+	Upload     bool          // an upload that fails or is given up takes its disk with it
 	Inactivity time.Duration // at least a minute; 0 breaks the daemon
 }
 
@@ -199,6 +200,20 @@ type Transfer struct {
 	Disk        ID
 	TransferURL string // on the host
 	ProxyURL    string // through the engine's machine
+}
+
+// NewDisk asks for an empty disk.
+type NewDisk struct {
+	ID          ID // ours: makes the request safe to send again
+	Alias       string
+	Description string
+	Domain      ID
+	Format      DiskFormat
+	Sparse      bool
+	Size        int64 // virtual size in bytes
+	Initial     int64 // bytes that a sparse disk on block storage has from the start; 0 to leave it to the engine
+	Incremental bool  // its changes are tracked by backups; cow only
+	Shareable   bool
 }
 
 // DomainStatus is a storage domain's state in its data center, in the engine's words; "unattached" where it has none.
@@ -283,6 +298,24 @@ type NewAttachment struct {
 	Disk      ID
 	Interface string
 	Bootable  bool
+}
+
+// NIC is a VM's network interface.
+type NIC struct {
+	ID      ID
+	Name    string
+	MAC     string
+	Profile ID // vNIC profile; "" for none
+	VM      ID
+}
+
+// VNICProfile is how a NIC hangs on a network.
+type VNICProfile struct {
+	ID          ID
+	Name        string
+	Network     ID
+	NetworkName string
+	DataCenter  ID
 }
 
 // Job is an engine's task list entry.

@@ -1,7 +1,7 @@
-// Package imageio reads disks from ovirt-imageio, the daemon on oVirt's hosts that gives out the bytes of an image
-// transfer.
+// Package imageio reads and writes disks through ovirt-imageio, the daemon on oVirt's hosts that gives out and takes the
+// bytes of an image transfer.
 //
-// Terms. A ticket is what allows a transfer's image to be read; it is in the URL, which is therefore a secret. Extents
+// Terms. A ticket is what allows a transfer's image to be read or written; it is in the URL, which is therefore a secret. Extents
 // say what of an image is zeros, or what changed, without reading it. The proxy is the same daemon on the engine's
 // machine, which passes everything on: slower, and tried when the host cannot be reached.
 //
@@ -14,6 +14,8 @@
 //  4. Asking for extents has no deadline of its own: on large, fragmented disks the answer takes minutes. Extents are
 //     checked: in order, without gaps, from 0 to the end.
 //  5. URLs never appear in errors or logs.
+//  6. What was written is durable after Flush and not before. A write whose answer was lost is sent again; one that the
+//     daemon failed at is not, since what came before it is then in doubt too: the caller begins with a new disk.
 //
 // An Image may be used by many goroutines. Sources: the daemon's HTTP handlers (ovirt-imageio 2.5), and runs of the real
 // daemon, against which it is tested.
@@ -46,6 +48,7 @@ type Options struct {
 	ProxyURL    string // "" if there is none
 	CA          []byte // PEM; nothing else is believed
 	MaxConns    int    // default 4
+	Write       bool   // it will be written: as many connections as the daemon allows for that
 	Logger      *slog.Logger
 }
 
@@ -72,6 +75,7 @@ type Image struct {
 	proxy  bool
 	client *http.Client
 	size   int64
+	write  bool // as asked for
 	dirty  bool // the daemon knows of extents at all
 	read   atomic.Int64
 }
@@ -90,7 +94,7 @@ func dial(ctx context.Context, o Options) (*Image, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	m := &Image{url: o.TransferURL, client: newClient(roots, o.MaxConns)}
+	m := &Image{url: o.TransferURL, write: o.Write, client: newClient(roots, o.MaxConns)}
 	conns, err := m.probe(ctx)
 	if errs.Is(err, errs.Transient) && o.ProxyURL != "" {
 		o.Logger.Warn("the host cannot be reached for image transfers, going through the engine's machine: slow path", "err", err)
@@ -121,7 +125,7 @@ func newClient(roots *x509.CertPool, conns int) *http.Client {
 	}}
 }
 
-// probe asks what the daemon can do; it returns how many readers it allows.
+// probe asks what the daemon can do; it returns how many readers, or writers, it allows.
 func (m *Image) probe(ctx context.Context) (conns int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, probeWithin)
 	defer cancel()
@@ -133,12 +137,16 @@ func (m *Image) probe(ctx context.Context) (conns int, err error) {
 	var got struct {
 		Features   []string `json:"features"`
 		MaxReaders int      `json:"max_readers"`
+		MaxWriters int      `json:"max_writers"`
 	}
 	if err := json.NewDecoder(io.LimitReader(body, 64<<10)).Decode(&got); err != nil {
 		return 0, errs.Text("ask ovirt-imageio", "", errs.Transient, "what answers is not ovirt-imageio").
 			WithNext("Check that ovirt-imageio runs on the host, and that nothing else has its port 54322.")
 	}
 	m.dirty = slices.Contains(got.Features, "extents")
+	if m.write && got.MaxWriters > 0 {
+		return min(got.MaxReaders, got.MaxWriters), nil
+	}
 	return got.MaxReaders, nil
 }
 
@@ -216,12 +224,12 @@ func (m *Image) broken(ctx context.Context, err error) error {
 
 // refused tells an answer that is not the bytes.
 func refused(status int, text string) error {
-	const op = "read through ovirt-imageio"
+	const op = "use ovirt-imageio"
 	cause := fmt.Sprintf("%d: %s", status, text)
 	switch status {
 	case http.StatusForbidden:
 		return errs.Text(op, "", errs.Stale, "the ticket is not valid any more").
-			WithNext("The engine ended the transfer: see its events, then run the backup again.")
+			WithNext("The engine ended the transfer: see its events, then try again.")
 	case http.StatusNotFound:
 		return errs.Text(op, "", errs.NotFound, cause)
 	case http.StatusRequestedRangeNotSatisfiable, http.StatusBadRequest:
