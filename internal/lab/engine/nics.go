@@ -100,6 +100,12 @@ func (c *call) updateNIC() (*reply, error) {
 	if err != nil {
 		return nil, err
 	}
+	if mac := c.body.value("mac.address"); mac != "" && mac != n.mac {
+		if c.e.macUsed(mac) { // unrecorded text
+			return nil, conflict("Cannot edit Interface. The MAC Address %s is already in use.", mac)
+		}
+		n.mac = mac
+	}
 	c.applyNIC(n)
 	return ok(showNIC(v, n))
 }

@@ -126,8 +126,11 @@ func (e *Engine) newVM(id, name string) *vm {
 // applyVM takes over what a request says about a VM.
 func (c *call) applyVM(v *vm, x *element) {
 	v.name = x.valueOr("name", v.name)
-	v.description = x.valueOr("description", v.description)
-	v.comment = x.valueOr("comment", v.comment)
+	for path, to := range map[string]*string{"description": &v.description, "comment": &v.comment} {
+		if x.child(path) != nil { // an empty one empties it
+			*to = x.value(path)
+		}
+	}
 	if n := x.int64("memory"); n > 0 {
 		v.memory = n
 	}
