@@ -24,6 +24,7 @@ type TaskKind string
 const (
 	TaskBackup  TaskKind = "backup"
 	TaskInstant TaskKind = "instant-restore"
+	TaskRestore TaskKind = "full-restore"
 	TaskMigrate TaskKind = "migrate"
 	TaskRelease TaskKind = "release"
 	TaskKeep    TaskKind = "keep"
