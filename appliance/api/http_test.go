@@ -151,7 +151,7 @@ func TestLocations(t *testing.T) {
 		body   string
 		status int
 	}{
-		"/api/v1/managers": {manager, 201}, "/api/v1/vms/web/backups": {"", 202}, "/api/v1/restores/instant": {`{"point":"x"}`, 202},
+		"/api/v1/managers": {manager, 201}, "/api/v1/vms/web/backups": {"", 202}, "/api/v1/restores/instant": {`{"point":"x"}`, 202}, "/api/v1/restores/vm": {`{"point":"x"}`, 202},
 		"/api/v1/sessions/s/migrate": {`{"to":"san"}`, 202}, "/api/v1/sessions/s/release": {"", 202}, "/api/v1/tasks/task-1/cancel": {"", 202},
 	} {
 		if path == "/api/v1/tasks/task-1/cancel" {

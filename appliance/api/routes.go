@@ -28,6 +28,12 @@ type InstantAnswer struct {
 	Task    appliance.Task    `json:"task"`
 }
 
+// RestoreAnswer is what a full restore begins with.
+type RestoreAnswer struct {
+	Restore appliance.Restore `json:"restore"`
+	Task    appliance.Task    `json:"task"`
+}
+
 // RunSpec says how a VM is backed up: a BackupSpec without the VM, which is in the path.
 type RunSpec struct {
 	Manager  string `json:"manager,omitempty" doc:"needed only if two engines have a VM of that name"`
@@ -114,6 +120,7 @@ func (s *server) routes() {
 	s.vms()
 	s.points()
 	s.sessions()
+	s.restores()
 	s.tasks()
 	add(s, get("show-status", "/status", "node", "How the node is"), func(context.Context, *none) (*answer[Status], error) {
 		return &answer[Status]{Status{Version: s.Version, Ready: s.Ready()}}, nil
@@ -254,6 +261,30 @@ func (s *server) sessions() {
 	add(s, post("keep-session", "/sessions/{id}/keep", tag, "Make a restore point of what its disks are now", http.StatusAccepted),
 		func(ctx context.Context, in *keep) (*made[appliance.Task], error) {
 			return begun(s.Service.StartKeep(ctx, in.ID, in.Body != nil && in.Body.Running))
+		})
+}
+
+func (s *server) restores() {
+	const tag = "restores"
+	type asked struct{ Body RestoreSpec }
+	add(s, post("plan-restore", "/restores/vm/plan", tag, "Say what a full restore would make, and change nothing", http.StatusOK),
+		func(ctx context.Context, in *asked) (*answer[appliance.Restore], error) {
+			r, err := s.Service.PlanRestore(ctx, in.Body)
+			return &answer[appliance.Restore]{r}, err
+		})
+	add(s, post("start-restore", "/restores/vm", tag, "Copy a VM of a restore point back to an engine", http.StatusAccepted),
+		func(ctx context.Context, in *asked) (*made[RestoreAnswer], error) {
+			r, t, err := s.Service.StartRestore(ctx, in.Body)
+			return &made[RestoreAnswer]{Location: at("tasks", t.ID), Body: RestoreAnswer{r, t}}, err
+		})
+	add(s, get("list-restores", "/restores/vm", tag, "List the full restores"),
+		func(ctx context.Context, _ *none) (*answer[List[appliance.Restore]], error) {
+			return all(s.Service.ListRestores(ctx))
+		})
+	add(s, get("show-restore", "/restores/vm/{id}", tag, "Show a full restore"),
+		func(ctx context.Context, in *byID) (*answer[appliance.Restore], error) {
+			r, err := s.Service.GetRestore(ctx, in.ID)
+			return &answer[appliance.Restore]{r}, err
 		})
 }
 

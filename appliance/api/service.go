@@ -14,6 +14,7 @@ type Service interface {
 	Points
 	Store
 	Sessions
+	Restores
 	Tasks
 }
 
@@ -65,6 +66,15 @@ type Sessions interface {
 	StartKeep(ctx context.Context, id string, running bool) (appliance.Task, error)
 }
 
+// Restores copies VMs back to an engine.
+type Restores interface {
+	// PlanRestore checks a full restore and says what it would make. It changes nothing.
+	PlanRestore(ctx context.Context, s RestoreSpec) (appliance.Restore, error)
+	StartRestore(ctx context.Context, s RestoreSpec) (appliance.Restore, appliance.Task, error)
+	ListRestores(ctx context.Context) ([]appliance.Restore, error)
+	GetRestore(ctx context.Context, id string) (appliance.Restore, error)
+}
+
 // Tasks shows what is done.
 type Tasks interface {
 	ListTasks(ctx context.Context) ([]appliance.Task, error)
@@ -102,6 +112,20 @@ type InstantSpec struct {
 	PowerOn   bool   `json:"power_on,omitempty"`
 	MigrateTo string `json:"migrate_to,omitempty" doc:"name or ID of a storage domain: migrate there as soon as the VM runs"`
 	Format    string `json:"format,omitempty" enum:"qcow2,raw" doc:"how disks are published; qcow2 unless there is a reason"`
+}
+
+// RestoreSpec asks for a full restore of a VM.
+type RestoreSpec struct {
+	Point         string            `json:"point" doc:"an ID or a unique prefix of one, or VM@latest, VM@2026-09-14T02, VM@-3d"`
+	Manager       string            `json:"manager,omitempty" doc:"the engine to restore to; by default the one the point came from"`
+	Name          string            `json:"name,omitempty" doc:"of the new VM; by default the old name, with a suffix if it is taken"`
+	Cluster       string            `json:"cluster,omitempty" doc:"name or ID; by default the old one"`
+	StorageDomain string            `json:"storage_domain,omitempty" doc:"name or ID; by default where each disk was"`
+	Disks         []int             `json:"disks,omitempty" doc:"numbers of the point's disks; all, if left out"`
+	Networks      map[string]string `json:"networks,omitempty" doc:"from a network, vNIC profile or NIC of the point to a vNIC profile of the engine (PROFILE or NETWORK/PROFILE), or to nothing; by default to the same"`
+	MAC           string            `json:"mac,omitempty" enum:"auto,keep,new" doc:"addresses of the NICs; auto: the old ones if nobody has them"`
+	Verify        string            `json:"verify,omitempty" enum:"extents,full" doc:"how to see that what was uploaded is there; extents: data where the point has data; full: all of it is read back"`
+	PowerOn       bool              `json:"power_on,omitempty"`
 }
 
 // Point is a restore point in lists.

@@ -1,4 +1,4 @@
-// Package catalog is what the node knows and must not forget: managers, tasks, runs, sessions, and with them the journal
+// Package catalog is what the node knows and must not forget: managers, tasks, runs, sessions, restores, and with them the journal
 // of every object it made on an engine. Restore points are not here: the store describes itself, and losing the catalog
 // loses no backup.
 //
@@ -32,10 +32,11 @@ const (
 	Tasks    Kind = "tasks"
 	Runs     Kind = "runs"
 	Sessions Kind = "sessions"
+	Restores Kind = "restores"
 )
 
 // Kinds lists every kind.
-var Kinds = [...]Kind{Managers, Tasks, Runs, Sessions}
+var Kinds = [...]Kind{Managers, Tasks, Runs, Sessions, Restores}
 
 // one is the kind's name for people, of one document.
 func (k Kind) one() string { return strings.TrimSuffix(string(k), "s") }

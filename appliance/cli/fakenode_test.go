@@ -20,6 +20,7 @@ type fakeNode struct {
 	points   []api.Point
 	store    api.StoreInfo
 	sessions []appliance.Session
+	restores []appliance.Restore
 	tasks    []appliance.Task // newest first, as a node lists them
 	partial  []error          // beside what lists have
 	fail     map[string]error // by the method's name
@@ -196,6 +197,38 @@ func (f *fakeNode) StartKeep(_ context.Context, id string, running bool) (applia
 	return f.start(appliance.TaskKeep, "StartKeep", id, running)
 }
 
+// theRestore is what the fake node makes of any request for a full restore.
+func theRestore(r api.RestoreSpec) appliance.Restore {
+	return appliance.Restore{
+		ID: "0e5708e00001", State: appliance.RestorePrepare, Manager: "m1", Point: r.Point, SourceVM: "web", VM: "web-restored", Cluster: "Default",
+		PowerOn: r.PowerOn, Verify: r.Verify, Created: theTime, Tags: []string{"gold"},
+		Disks: []appliance.RestoreDisk{{Alias: "web_Disk1", SizeBytes: 8 << 30, DataBytes: 1 << 30, Format: "cow", Sparse: true, Domain: "fast", Interface: "virtio_scsi", Bootable: true}},
+		NICs:  []appliance.RestoreNIC{{Name: "nic1", Profile: "ovirtmgmt"}, {Name: "nic2", MAC: "56:6f:00:00:00:01"}},
+		Notes: []string{"A VM named web exists."},
+	}
+}
+
+func (f *fakeNode) PlanRestore(_ context.Context, r api.RestoreSpec) (appliance.Restore, error) {
+	return theRestore(r), f.call("PlanRestore", r)
+}
+
+func (f *fakeNode) StartRestore(_ context.Context, r api.RestoreSpec) (appliance.Restore, appliance.Task, error) {
+	t, err := f.start(appliance.TaskRestore, "StartRestore", r)
+	x := theRestore(r)
+	x.Task = t.ID
+	return x, t, err
+}
+
+func (f *fakeNode) ListRestores(context.Context) ([]appliance.Restore, error) {
+	return f.restores, f.call("ListRestores")
+}
+
+func (f *fakeNode) GetRestore(_ context.Context, id string) (appliance.Restore, error) {
+	r := theRestore(api.RestoreSpec{})
+	r.State, r.VMID = appliance.RestoreDone, "0b0b0b0b-1111-4222-8333-444444444401"
+	return r, f.call("GetRestore", id)
+}
+
 func (f *fakeNode) ListTasks(context.Context) ([]appliance.Task, error) {
 	return f.tasks, f.call("ListTasks")
 }
@@ -249,6 +282,7 @@ const (
 	migrateID      = "b61e0c55f3aa"
 	releaseID      = "c7d2e4f6a8b0"
 	keepID         = "d8e3f5a7b9c1"
+	restoreID      = "e9f4a6b8c0d2"
 	sessionID      = "7d0e52c1a6f9"
 )
 
@@ -288,7 +322,7 @@ func theNode() *fakeNode {
 			backupID: backup, instantID: sessionStates(instantID, appliance.TaskInstant, "export", "attach", "start"),
 			migrateID: sessionStates(migrateID, appliance.TaskMigrate, "migrating"),
 			releaseID: sessionStates(releaseID, appliance.TaskRelease, "release"),
-			keepID:    keepStates(),
+			keepID:    keepStates(), restoreID: restoreStates(),
 		},
 	}
 }
@@ -334,6 +368,15 @@ func keepStates() []appliance.Task {
 }
 
 // sessionStates are what is seen of a session's task that goes well.
+func restoreStates() []appliance.Task {
+	states := sessionStates(restoreID, appliance.TaskRestore, "upload", "create", "start")
+	for i := range states {
+		states[i].Session = ""
+	}
+	states[len(states)-1].Result = map[string]any{"restore": "0e5708e00001", "vm": "web-restored", "data_bytes": 1 << 30}
+	return states
+}
+
 func sessionStates(id string, kind appliance.TaskKind, steps ...string) []appliance.Task {
 	t := appliance.Task{ID: id, Kind: kind, Subject: "web-restored", Manager: "prod", Session: sessionID, State: appliance.TaskRunning, Started: at(300), Steps: []appliance.Step{}}
 	states := []appliance.Task{t}

@@ -14,7 +14,8 @@ import (
 	"github.com/holdfast-backup/holdfast/appliance/api"
 )
 
-func (a *app) restoreCommand() *cobra.Command {
+// instantCommand is `restore instant`.
+func (a *app) instantCommand() *cobra.Command {
 	var i api.InstantSpec
 	var wait bool
 	c := &cobra.Command{
@@ -43,7 +44,7 @@ func (a *app) restoreCommand() *cobra.Command {
 	f.StringVar(&i.Format, "format", "qcow2", "how the disks are served: qcow2 or raw")
 	f.StringVar(&i.Manager, "manager", "", "the manager to restore to (default: the one the point came from)")
 	f.BoolVar(&wait, "wait", false, "wait until it has ended, and show how far it is")
-	return group("restore", "Get VMs back", c)
+	return c
 }
 
 // pointOf makes of a text what the node takes for a point: a machine's name alone means its newest point.

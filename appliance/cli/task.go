@@ -146,7 +146,7 @@ func taskDetail(t appliance.Task) string {
 var kindNames = map[appliance.TaskKind]string{
 	appliance.TaskBackup: "backup", appliance.TaskInstant: "instant restore",
 	appliance.TaskMigrate: "migration", appliance.TaskRelease: "release", appliance.TaskCollect: "collection",
-	appliance.TaskKeep: "keeping",
+	appliance.TaskKeep: "keeping", appliance.TaskRestore: "restore",
 }
 
 // taskName says what a task is about: "backup of web".

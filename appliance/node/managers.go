@@ -230,6 +230,15 @@ func (n *Node) RemoveManager(ctx context.Context, name string) error {
 				WithNext("Release the session first.")
 		}
 	}
+	restores, bad := n.restores()
+	if len(bad) > 0 {
+		return bad[0]
+	}
+	for _, r := range restores {
+		if r.Manager == name && !r.Ended() {
+			return errs.Text(op, name, errs.Busy, "the restore of VM "+r.VM+" needs it").WithNext("Wait until it has ended, or cancel task " + r.Task + ".")
+		}
+	}
 	runs, bad := n.runs()
 	if len(bad) > 0 {
 		return bad[0]

@@ -51,6 +51,15 @@ func (n *Node) resume(ctx context.Context) error {
 			n.log.Error("a session cannot go on", "session", rs[i].ID, "err", err)
 		}
 	}
+	restores, bad := n.restores()
+	for _, err := range bad {
+		n.log.Error("a restore's record cannot be read: look on the engine for what it made", "err", err)
+	}
+	for i := range restores {
+		if err := n.resumeRestore(&restores[i], interrupted); err != nil {
+			n.log.Error("a restore cannot go on", "restore", restores[i].ID, "err", err)
+		}
+	}
 	for _, t := range interrupted { // they had begun nothing that is written down
 		p := &appliance.Problem{Code: task.Code(errs.Canceled), Title: string(t.Kind) + " of " + t.Subject,
 			Cause: "the node ended while it was at work", Cleaned: "nothing is left on the engine", Remedy: "Start it again."}
@@ -166,22 +175,29 @@ func (n *Node) resumeSession(r *instant.Record, interrupted map[string]appliance
 // carryOn does the rest of a session's work, waiting for an engine that cannot be reached.
 func (n *Node) carryOn(ctx context.Context, r *instant.Record, h *task.Handle) (map[string]any, error) {
 	var o instant.Options
+	if err := n.reach(ctx, h, func() (err error) {
+		o, err = n.instantOptions(ctx, r.Manager)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	return n.goOn(ctx, o, r, h)
+}
+
+// reach logs in to an engine, for as long as that takes.
+func (n *Node) reach(ctx context.Context, h *task.Handle, login func() error) error {
 	for {
-		var err error
-		if o, err = n.instantOptions(ctx, r.Manager); err == nil {
-			break
-		}
-		if !errs.KindOf(err).Retryable() {
-			return nil, err
+		err := login()
+		if err == nil || !errs.KindOf(err).Retryable() {
+			return err
 		}
 		h.Detail("the engine cannot be reached, trying again: " + err.Error())
 		select {
 		case <-time.After(retryPause):
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return ctx.Err()
 		}
 	}
-	return n.goOn(ctx, o, r, h)
 }
 
 // sortSessions puts sessions in the order in which they were made.

@@ -20,6 +20,7 @@ type Service struct {
 	Points   []api.Point
 	Store    api.StoreInfo
 	Sessions []appliance.Session
+	Restores []appliance.Restore
 	Partial  []error // what stands beside VMs and points
 	Panic    bool    // every call panics
 	// Hold, if not nil, is waited for by every call but watches, or until the call's context ends.
@@ -196,6 +197,36 @@ func (s *Service) StartInstant(ctx context.Context, i api.InstantSpec) (applianc
 	session := appliance.Session{ID: "session-1", State: appliance.SessionPrepare, Point: i.Point, VM: i.Name, Task: t.ID}
 	session.Disks = []appliance.SessionDisk{}
 	return session, t, err
+}
+
+// PlanRestore implements api.Service.
+func (s *Service) PlanRestore(ctx context.Context, r api.RestoreSpec) (appliance.Restore, error) {
+	return planned(r), s.ask(ctx, "PlanRestore", r)
+}
+
+func planned(r api.RestoreSpec) appliance.Restore {
+	return appliance.Restore{State: appliance.RestorePrepare, Point: r.Point, VM: r.Name, Disks: []appliance.RestoreDisk{}, NICs: []appliance.RestoreNIC{}}
+}
+
+// StartRestore implements api.Service.
+func (s *Service) StartRestore(ctx context.Context, r api.RestoreSpec) (appliance.Restore, appliance.Task, error) {
+	t, err := s.start(ctx, appliance.TaskRestore, r.Name, "StartRestore", r)
+	x := planned(r)
+	x.ID, x.Task = "restore-1", t.ID
+	return x, t, err
+}
+
+// ListRestores implements api.Service.
+func (s *Service) ListRestores(ctx context.Context) ([]appliance.Restore, error) {
+	return s.Restores, s.ask(ctx, "ListRestores")
+}
+
+// GetRestore implements api.Service.
+func (s *Service) GetRestore(ctx context.Context, id string) (appliance.Restore, error) {
+	if err := s.ask(ctx, "GetRestore", id); err != nil {
+		return appliance.Restore{}, err
+	}
+	return find("restore", id, s.Restores, func(r appliance.Restore) bool { return r.ID == id })
 }
 
 // StartMigrate implements api.Service.

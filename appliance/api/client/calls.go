@@ -181,6 +181,32 @@ func (c *Client) StartKeep(ctx context.Context, id string, running bool) (t appl
 	return post[appliance.Task](ctx, c, path, api.KeepSpec{Running: running})
 }
 
+// PlanRestore implements api.Service.
+func (c *Client) PlanRestore(ctx context.Context, s api.RestoreSpec) (appliance.Restore, error) {
+	return post[appliance.Restore](ctx, c, "/restores/vm/plan", s)
+}
+
+// StartRestore implements api.Service.
+func (c *Client) StartRestore(ctx context.Context, s api.RestoreSpec) (appliance.Restore, appliance.Task, error) {
+	a, err := post[api.RestoreAnswer](ctx, c, "/restores/vm", s)
+	return a.Restore, a.Task, err
+}
+
+// ListRestores implements api.Service.
+func (c *Client) ListRestores(ctx context.Context) ([]appliance.Restore, error) {
+	l, err := get[api.List[appliance.Restore]](ctx, c, "/restores/vm")
+	return l.Items, err
+}
+
+// GetRestore implements api.Service.
+func (c *Client) GetRestore(ctx context.Context, id string) (r appliance.Restore, err error) {
+	path, err := at("restores/vm", id, "")
+	if err != nil {
+		return r, err
+	}
+	return get[appliance.Restore](ctx, c, path)
+}
+
 // ListTasks implements api.Service.
 func (c *Client) ListTasks(ctx context.Context) ([]appliance.Task, error) {
 	l, err := get[api.List[appliance.Task]](ctx, c, "/tasks")

@@ -207,6 +207,14 @@ func starts(t *testing.T, c *client.Client, s *apitest.Service) {
 	if err != nil || session.VM != "w2" || session.Task != task.ID || task.Kind != appliance.TaskInstant {
 		t.Errorf("StartInstant gave %+v, %+v, %v", session, task, err)
 	}
+	x := api.RestoreSpec{Point: "web@latest", Name: "w3", StorageDomain: "san", Disks: []int{0, 2}, Networks: map[string]string{"a": "b"}, MAC: "keep", Verify: "full"}
+	restored, task, err := c.StartRestore(ctx, x)
+	if err != nil || restored.VM != "w3" || restored.Task != task.ID || task.Kind != appliance.TaskRestore {
+		t.Errorf("StartRestore gave %+v, %+v, %v", restored, task, err)
+	}
+	if plan, err := c.PlanRestore(ctx, x); err != nil || plan.VM != "w3" || plan.ID != "" {
+		t.Errorf("PlanRestore gave %+v, %v", plan, err)
+	}
 	running("StartMigrate", appliance.TaskMigrate)(c.StartMigrate(ctx, "s1", "san two"))
 	running("StartRelease", appliance.TaskRelease)(c.StartRelease(ctx, "s1", true))
 	running("StartRelease", appliance.TaskRelease)(c.StartRelease(ctx, "s1", false))
@@ -226,6 +234,8 @@ func starts(t *testing.T, c *client.Client, s *apitest.Service) {
 		`AddManager {Name:x URL:engine User:a@b Password:päss"word CA:pem` + "\n" + ` Fingerprint:ff}`, "RemoveManager lab one/two?",
 		"StartBackup {VM:web Manager:lab Full:true Strategy:cbt}", "StartBackup {VM:web Manager: Full:false Strategy:}",
 		"StartInstant {Point:web@latest Manager:lab Name:w2 Cluster:c PowerOn:true MigrateTo:san Format:raw}",
+		"StartRestore {Point:web@latest Manager: Name:w3 Cluster: StorageDomain:san Disks:[0 2] Networks:map[a:b] MAC:keep Verify:full PowerOn:false}",
+		"PlanRestore {Point:web@latest Manager: Name:w3 Cluster: StorageDomain:san Disks:[0 2] Networks:map[a:b] MAC:keep Verify:full PowerOn:false}",
 		"StartMigrate s1 san two", "StartRelease s1 true", "StartRelease s1 false", "StartKeep s1 true", "StartKeep s1 false", "StartCollect {DryRun:true Compact:false}", "CancelTask task-1",
 		"LockPoint {Point:p Until:2027-01-02 03:04:05 +0000 UTC Reason:audit}", "RemovePoint p", "ConfirmClock",
 	}
@@ -275,6 +285,10 @@ func calls(ctx context.Context, c *client.Client) map[string]error {
 	keep("StartCollect")(c.StartCollect(ctx, api.CollectSpec{}))
 	keep("ConfirmClock")(c.ConfirmClock(ctx))
 	_, _, all["StartInstant"] = c.StartInstant(ctx, api.InstantSpec{Point: "x"})
+	keep("PlanRestore")(c.PlanRestore(ctx, api.RestoreSpec{Point: "x"}))
+	_, _, all["StartRestore"] = c.StartRestore(ctx, api.RestoreSpec{Point: "x"})
+	keep("ListRestores")(c.ListRestores(ctx))
+	keep("GetRestore")(c.GetRestore(ctx, "x"))
 	keep("ListSessions")(c.ListSessions(ctx))
 	keep("GetSession")(c.GetSession(ctx, "x"))
 	keep("StartMigrate")(c.StartMigrate(ctx, "x", "y"))
