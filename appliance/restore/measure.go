@@ -34,17 +34,17 @@ func measure(ctx context.Context, src Source, size int64) (int64, error) {
 	return qcow2Size(clusters, size), err
 }
 
-// qcow2Size is the length of a qcow2 file with so many clusters of data: header, the tables of the whole disk, the
-// counters of all clusters, and some room for bitmaps.
+// qcow2Size is the length of a qcow2 file with so many clusters of data: header, the tables and counters of the whole disk,
+// which qemu-img counts too, and some room for bitmaps.
 func qcow2Size(clusters, size int64) int64 {
 	const perTable = cluster / 8 // entries of 8 bytes
 	all := (size + cluster - 1) / cluster
 	l2 := (all + perTable - 1) / perTable
 	l1 := (l2 + perTable - 1) / perTable
-	used := clusters + l2 + l1 + 1
+	tables := l2 + l1 + 1
 	const perCounter = cluster / 2 // counters of 2 bytes
-	blocks := used/perCounter + 1
+	blocks := (all+tables)/perCounter + 2
 	counters := blocks + (blocks+perCounter-1)/perCounter + (blocks+perTable-1)/perTable + 1
 	bitmap := all/8/cluster + 2
-	return (used + counters + bitmap) * cluster
+	return (clusters + tables + counters + bitmap) * cluster
 }
