@@ -73,8 +73,12 @@ func (c *Client) VNICProfiles(ctx context.Context) ([]VNICProfile, error) {
 
 type xmlNIC struct {
 	XMLName xml.Name    `xml:"nic"`
-	MAC     string      `xml:"mac>address,omitempty"`
+	MAC     *xmlMAC     `xml:"mac"`
 	Profile *xmlProfile `xml:"vnic_profile"`
+}
+
+type xmlMAC struct {
+	Address string `xml:"address"`
 }
 
 // xmlProfile without an ID takes a NIC off its network.
@@ -88,7 +92,11 @@ func (c *Client) UpdateNIC(ctx context.Context, n NIC) error {
 	if err := checkID(op, n.VM, n.ID); err != nil {
 		return err
 	}
-	r := post(op, n.Name, "/vms/"+string(n.VM)+"/nics/"+string(n.ID), xmlNIC{MAC: n.MAC, Profile: &xmlProfile{n.Profile}})
+	x := xmlNIC{Profile: &xmlProfile{n.Profile}}
+	if n.MAC != "" {
+		x.MAC = &xmlMAC{n.MAC}
+	}
+	r := post(op, n.Name, "/vms/"+string(n.VM)+"/nics/"+string(n.ID), x)
 	r.method = http.MethodPut
 	_, err := c.do(ctx, r)
 	return err

@@ -76,6 +76,21 @@ func writes(t *testing.T) []write {
 		{"remove disk", "DELETE /disks/k", "", rec("machines.txt", "delete", "action"), func(ctx context.Context, c *Client) error { return c.RemoveDisk(ctx, "k") }},
 		{"move disk", "POST /disks/k/move", `<action><storage_domain id="d"></storage_domain></action>`, rec("machines.txt", "move", "action"),
 			func(ctx context.Context, c *Client) error { return c.MoveDisk(ctx, "k", "d") }},
+		{"create disk", "POST /disks", `<disk id="k"><alias>a</alias><name>a</name><format>cow</format><sparse>true</sparse><backup>incremental</backup>` +
+			`<provisioned_size>1024</provisioned_size><initial_size>512</initial_size><storage_domains><storage_domain id="d"></storage_domain></storage_domains></disk>`, done(),
+			func(ctx context.Context, c *Client) error {
+				return c.CreateDisk(ctx, NewDisk{ID: "k", Alias: "a", Domain: "d", Format: FormatCow, Sparse: true, Size: 1024, Initial: 512, Incremental: true})
+			}},
+		{"change NIC", "PUT /vms/v/nics/n", `<nic><mac><address>56:6f:00:00:00:01</address></mac><vnic_profile id="p"></vnic_profile></nic>`, done(),
+			func(ctx context.Context, c *Client) error {
+				return c.UpdateNIC(ctx, NIC{ID: "n", VM: "v", MAC: "56:6f:00:00:00:01", Profile: "p"})
+			}},
+		{"NIC without a network", "PUT /vms/v/nics/n", `<nic><vnic_profile></vnic_profile></nic>`, done(),
+			func(ctx context.Context, c *Client) error { return c.UpdateNIC(ctx, NIC{ID: "n", VM: "v"}) }},
+		{"tag VM", "POST /vms/v/tags", `<tag><name>&lt;gold&gt;</name></tag>`, done(),
+			func(ctx context.Context, c *Client) error { return c.TagVM(ctx, "v", "<gold>") }},
+		{"describe VM", "PUT /vms/v", `<vm><description></description></vm>`, done(),
+			func(ctx context.Context, c *Client) error { return c.DescribeVM(ctx, "v", "") }},
 		{"remove snapshot", "DELETE /vms/v/snapshots/s?async=true", "", rec("machines.txt", "snapshot delete", ""),
 			func(ctx context.Context, c *Client) error { return c.RemoveSnapshot(ctx, "v", "s") }},
 	}
@@ -322,8 +337,17 @@ func TestStartTransfer(t *testing.T) {
 	if _, err := c.StartTransfer(t.Context(), spec); !errs.Is(err, errs.Invalid) {
 		t.Error(err)
 	}
+	s.instead("POST /imagetransfers", recorded(t, "backups.txt", "transfer", "image_transfer"))
+	if _, err := c.StartTransfer(t.Context(), TransferSpec{Disk: "k", Upload: true, Inactivity: time.Hour}); err != nil {
+		t.Error(err)
+	}
+	const upload = `<image_transfer><disk id="k"></disk><direction>upload</direction><format>raw</format>` +
+		`<inactivity_timeout>3600</inactivity_timeout><timeout_policy>cancel</timeout_policy></image_transfer>`
+	if all := s.requests(); all[len(all)-1].body != upload {
+		t.Errorf("sent %s\nwant %s", all[len(all)-1].body, upload)
+	}
 	spec.Inactivity = 0
-	if _, err := c.StartTransfer(t.Context(), spec); !errs.Is(err, errs.Invalid) || s.count("POST /imagetransfers") != 2 {
+	if _, err := c.StartTransfer(t.Context(), spec); !errs.Is(err, errs.Invalid) || s.count("POST /imagetransfers") != 3 {
 		t.Errorf("no inactivity: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,8 +36,15 @@ func realImage(t *testing.T) (Options, *lab.Daemon, string) {
 	qemu(t, "qemu-io", "-c", "write -q -P 0x61 0 1M", "-c", "write -q -P 0x62 8M 1M", disk)
 	qemu(t, "qemu-img", "bitmap", "--add", disk, "cp1")
 	qemu(t, "qemu-io", "-c", "write -q -P 0x63 20M 64k", "-c", "write -q -z 512k 64k", disk)
-	nbd, err := proc.Start(t.Context(), proc.Spec{Args: []string{"qemu-nbd", "--read-only", "--persistent", "--shared=8", "--format=qcow2",
-		"--socket=" + sock, "--export-name=", "--bitmap=cp1", "--allocation-depth", disk}})
+	o, d := serveReal(t, sock, lab.Ticket{Ops: []string{"read"}, Dirty: true}, "--read-only", "--bitmap=cp1", "--allocation-depth", disk)
+	return o, d, disk
+}
+
+// serveReal serves a disk of 64 MiB through qemu-nbd and the real daemon.
+func serveReal(t *testing.T, sock string, want lab.Ticket, nbdArgs ...string) (Options, *lab.Daemon) {
+	t.Helper()
+	nbd, err := proc.Start(t.Context(), proc.Spec{Args: append([]string{"qemu-nbd", "--persistent", "--shared=8", "--format=qcow2",
+		"--socket=" + sock, "--export-name="}, nbdArgs...)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,10 +76,24 @@ func realImage(t *testing.T) (Options, *lab.Daemon, string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(d.Close)
-	if err := d.AddTicket(t.Context(), lab.Ticket{UUID: ticket, Size: 64 << 20, URL: "nbd:unix:" + sock, Timeout: 300, Inactivity: 60, Ops: []string{"read"}, Dirty: true}); err != nil {
+	want.UUID, want.Size, want.URL, want.Timeout, want.Inactivity = ticket, 64<<20, "nbd:unix:"+sock, 300, 60
+	if err := d.AddTicket(t.Context(), want); err != nil {
 		t.Fatal(err)
 	}
-	return Options{TransferURL: d.URL() + "/images/" + ticket, CA: ca.PEM()}, d, disk
+	return Options{TransferURL: d.URL() + "/images/" + ticket, CA: ca.PEM()}, d
+}
+
+// leave closes an image, after which its ticket can be removed.
+func leave(t *testing.T, m *Image, d *lab.Daemon) {
+	t.Helper()
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := d.RemoveTicket(ctx, ticket); err != nil {
+		t.Error("after Close the ticket can be removed:", err)
+	}
 }
 
 // TestRealDaemon reads a real image through the real ovirt-imageio: what it is, what is zeros, what changed.
@@ -123,15 +145,68 @@ func TestRealDaemon(t *testing.T) {
 	if c, z := dirty[20<<20], dirty[512<<10]; len(dirty) != 2 || c.Length != 65536 || c.Zero || z.Length != 65536 || !z.Zero {
 		t.Errorf("changed: %+v", dirty)
 	}
-	if err := m.Close(); err != nil {
-		t.Error(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if err := d.RemoveTicket(ctx, ticket); err != nil {
-		t.Error("after Close the ticket can be removed:", err)
-	}
+	leave(t, m, d)
 	if _, err := m.ReadAt(t.Context(), make([]byte, 10), 0); !errs.Is(err, errs.Stale) {
 		t.Error("without a ticket:", err)
+	}
+}
+
+// TestRealUpload writes a disk through the real daemon, as a restore does: several at once, on no grid, with zeros over
+// what was written before.
+func TestRealUpload(t *testing.T) {
+	if os.Getenv("HOLDFAST_REAL_PARTS") != "1" {
+		t.Skip("needs the real ovirt-imageio and qemu-nbd: `make test` runs it")
+	}
+	if err := parts.Need(parts.Imageio); err != nil {
+		t.Fatal(err, errs.NextStep(err))
+	}
+	dir := t.TempDir()
+	disk := filepath.Join(dir, "d.qcow2")
+	qemu(t, "qemu-img", "create", "-q", "-f", "qcow2", disk, "64M")
+	o, d := serveReal(t, filepath.Join(dir, "nbd"), lab.Ticket{Ops: []string{"read", "write"}, Sparse: true}, "--discard=unmap", "--detect-zeroes=unmap", disk)
+	o.Write = true
+	m, err := Dial(t.Context(), o)
+	if err != nil || m.Size() != 64<<20 {
+		t.Fatal(m.Size(), err)
+	}
+	want := make([]byte, 64<<20)
+	copy(want[1000:], random(7<<20+333))
+	var wg sync.WaitGroup
+	const step = 300_001
+	for off := 1000; off < 8<<20; off += step {
+		wg.Go(func() {
+			if err := m.WriteAt(t.Context(), want[off:off+step], int64(off)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	clear(want[2<<20 : 3<<20])
+	if err := m.Zero(t.Context(), 2<<20, 1<<20); err != nil {
+		t.Error(err)
+	}
+	if err := m.Flush(t.Context()); err != nil {
+		t.Error(err)
+	}
+	zeros := int64(0)
+	if err := m.Extents(t.Context(), false, func(e Extent) error {
+		if e.Zero {
+			zeros += e.Length
+		}
+		return nil
+	}); err != nil || zeros < 50<<20 {
+		t.Errorf("%d bytes are zeros, %v", zeros, err)
+	}
+	if err := m.WriteAt(t.Context(), []byte("x"), 64<<20); !errs.Is(err, errs.Invalid) {
+		t.Error("beyond the end:", err)
+	}
+	leave(t, m, d)
+	if err := m.WriteAt(t.Context(), []byte("x"), 0); !errs.Is(err, errs.Stale) {
+		t.Error("without a ticket:", err)
+	}
+	raw := filepath.Join(dir, "raw")
+	qemu(t, "qemu-img", "convert", "-U", "-O", "raw", disk, raw)
+	if got, err := os.ReadFile(raw); err != nil || !bytes.Equal(got, want) {
+		t.Error("the disk is not what was written", err)
 	}
 }
