@@ -373,7 +373,7 @@ func restoreStates() []appliance.Task {
 	for i := range states {
 		states[i].Session = ""
 	}
-	states[len(states)-1].Result = map[string]any{"restore": "0e5708e00001", "vm": "web-restored", "data_bytes": 1 << 30}
+	states[len(states)-1].Result = map[string]any{"restore": "0e5708e00001", "vm": "web-restored", "vm_id": "8f2b9c1e-0000-4000-8000-000000000009", "point": "3f1c9a0be4d2587a", "disks": 1, "data_bytes": 1 << 30}
 	return states
 }
 

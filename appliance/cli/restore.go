@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -157,6 +158,20 @@ func (a *app) restorePlan(w io.Writer, r appliance.Restore) {
 	for _, n := range r.Notes {
 		fmt.Fprintf(w, "Note\t%s\n", plain(n))
 	}
+}
+
+// restoredTable shows what came of a restore.
+func restoredTable(w io.Writer, t appliance.Task) {
+	var r struct {
+		VMID  string  `json:"vm_id"`
+		Point string  `json:"point"`
+		Disks int64   `json:"disks"`
+		Data  float64 `json:"data_bytes"`
+	}
+	if b, err := json.Marshal(t.Result); err != nil || json.Unmarshal(b, &r) != nil || r.VMID == "" {
+		return // it failed, and the problem says all
+	}
+	fmt.Fprintf(w, "Made\tVM %s with %s, %s of data, from point %s\n", plain(r.VMID), count(r.Disks, "disk"), size(int64(r.Data)), dash(r.Point))
 }
 
 func (a *app) listRestoresCommand() *cobra.Command {

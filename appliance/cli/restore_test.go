@@ -24,3 +24,17 @@ func TestRestorePlan(t *testing.T) {
 		b.fails(2, append([]string{"restore", "vm", "web"}, strings.Fields(args)...), "--")
 	}
 }
+
+// TestRestoreWaited: what came of it, for people and for scripts.
+func TestRestoreWaited(t *testing.T) {
+	b := boxAt(t, t.TempDir())
+	said := b.ok("restore", "vm", "web", "--wait")
+	if want := "VM 8f2b9c1e-0000-4000-8000-000000000009 with 1 disk, 1.0 GiB of data, from point 3f1c9a0be4d2587a"; !strings.Contains(said, want) {
+		t.Errorf("it does not say %q:\n%s", want, said)
+	}
+	var doc restoreJSON
+	b.json(&doc, "restore", "vm", "web", "--wait")
+	if doc.Restore != "0e5708e00001" || doc.Task != restoreID || doc.State != "done" || doc.VMID == "" || doc.Result["data_bytes"] != float64(1<<30) {
+		t.Errorf("the document is %+v", doc)
+	}
+}

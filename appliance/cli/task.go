@@ -241,6 +241,10 @@ func resultTable(w io.Writer, t appliance.Task) {
 			return
 		}
 	}
+	if t.Kind == appliance.TaskRestore && t.Result != nil {
+		restoredTable(w, t)
+		return
+	}
 	if t.Kind != appliance.TaskBackup {
 		for _, k := range slices.Sorted(maps.Keys(t.Result)) {
 			fmt.Fprintf(w, "%s\t%s\n", plain(k), plain(fmt.Sprint(t.Result[k])))

@@ -137,11 +137,8 @@ func (w *worker) describe(ctx context.Context, vm ovirt.VM) error {
 	return w.patient(ctx, vmWithin, "describe the VM", func() error { return w.Engine.DescribeVM(ctx, vm.ID, w.r.Description) })
 }
 
-// start starts the VM, if that was asked for, and waits until it runs.
+// start starts the VM and waits until it runs.
 func (w *worker) start(ctx context.Context) error {
-	if !w.r.PowerOn {
-		return nil
-	}
 	id := ovirt.ID(w.r.VMID)
 	if err := w.patient(ctx, vmWithin, "start the VM", func() error { return w.Engine.StartVM(ctx, id) }); err != nil {
 		return err

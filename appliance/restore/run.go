@@ -106,6 +106,9 @@ func (w *worker) run(ctx context.Context) error {
 		if begun = begun || s.state == w.r.State; !begun {
 			continue
 		}
+		if s.state == appliance.RestoreStart && !w.r.PowerOn {
+			continue
+		}
 		if err := w.enter(s.state); err != nil {
 			return err
 		}

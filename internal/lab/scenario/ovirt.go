@@ -117,6 +117,7 @@ func (p *ovirt) steps() []step {
 		{"Instant restore: the VM starts from its backup", p.restore},
 		{"Live migration to local storage while it runs", p.migrate},
 		{"Release: nothing is left behind", p.release},
+		{"Full restore: the VM is copied back, beside the original", p.copyBack},
 		{"Both points are what they were", p.pointsUnchanged},
 	}
 }
