@@ -80,6 +80,18 @@ func (h *labHost) TicketIdle(_ context.Context, ticket string) (int, int64, erro
 	return 0, 0, nil
 }
 
+func (h *labHost) TakeSnapshot(context.Context, string, []engine.DiskPlace, map[string]string) error {
+	return nil
+}
+
+func (h *labHost) MergeVolume(context.Context, string, engine.DiskPlace, string, string) error {
+	return nil
+}
+
+func (h *labHost) AddVolumeTicket(ctx context.Context, v engine.DiskPlace, _ bool, ticket string, _ int) (string, error) {
+	return h.AddTicket(ctx, "", v.Disk, ticket, 0)
+}
+
 func (h *labHost) ProbeDomain(_ context.Context, export, _ string) (*engine.DomainInfo, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

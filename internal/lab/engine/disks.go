@@ -25,7 +25,7 @@ func diskFields(o *object, d *disk, incremental bool) {
 	o.set("actual_size", number(d.actual)).set("alias", d.alias).set("backup", backupWord(incremental)).setIf("backup_mode", d.mode)
 	o.fill(diskConstants).set("content_type", d.content).set("format", d.format).set("image_id", d.volume())
 	o.set("provisioned_size", number(d.size))
-	if d.format == "cow" && (d.status != "locked" || d.hold != holdWork) { // while it is made, the host has not said yet which version it made
+	if d.format == "cow" && !d.frozen && (d.status != "locked" || d.hold != holdWork) { // while it is made, the host has not said yet which version it made
 		o.set("qcow_version", "qcow2_v3")
 	}
 	o.set("shareable", flag(d.shareable)).set("sparse", flag(d.sparse)).set("status", d.status).set("total_size", number(d.actual))

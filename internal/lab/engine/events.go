@@ -14,6 +14,8 @@ const (
 	evRunFailed          = 54
 	evSnapshotBegun      = 45
 	evSnapshotDone       = 68
+	evSnapshotFailed     = 69
+	evSnapshotNotRemoved = 357
 	evTagAdded           = 432
 	evBackupBegun        = 10790
 	evFullBackupNeeded   = 10791

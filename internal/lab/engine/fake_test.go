@@ -132,6 +132,21 @@ func (h *fakeHost) TicketIdle(_ context.Context, ticket string) (int, int64, err
 	return h.idle, h.bytes, nil
 }
 
+func (h *fakeHost) TakeSnapshot(_ context.Context, vm string, disks []DiskPlace, tops map[string]string) error {
+	return h.did("TakeSnapshot", vm, len(disks), len(tops))
+}
+
+func (h *fakeHost) MergeVolume(_ context.Context, vm string, v DiskPlace, child, above string) error {
+	return h.did("MergeVolume", vm, v.Image, child, above)
+}
+
+func (h *fakeHost) AddVolumeTicket(ctx context.Context, v DiskPlace, shallow bool, ticket string, _ int) (string, error) {
+	if err := h.did("AddVolumeTicket", v.Image, shallow); err != nil {
+		return "", err
+	}
+	return h.AddTicket(ctx, "", v.Disk, ticket, 0)
+}
+
 func (h *fakeHost) ProbeDomain(_ context.Context, export, options string) (*DomainInfo, error) {
 	if err := h.did("ProbeDomain", export, options); err != nil {
 		return nil, err

@@ -9,6 +9,7 @@ import "context"
 type Host interface {
 	VMHost
 	BackupHost
+	SnapshotHost
 	StorageHost
 }
 
@@ -60,6 +61,19 @@ type BackupHost interface {
 	RemoveTicket(ctx context.Context, ticket string) error
 	// TicketIdle returns for how many seconds nobody used the ticket, and the bytes transferred.
 	TicketIdle(ctx context.Context, ticket string) (seconds int, transferred int64, err error)
+}
+
+// SnapshotHost does what vdsm does for snapshots: a disk is then a chain of volumes, of which only the last one changes.
+type SnapshotHost interface {
+	// TakeSnapshot puts a new qcow2 volume on each disk, at one moment for all; tops names them, by disk. What was the
+	// disk's volume until then does not change any more.
+	TakeSnapshot(ctx context.Context, vm string, disks []DiskPlace, tops map[string]string) error
+	// MergeVolume writes the volume child, which lies on v, into v and removes it. above is the volume that lies on
+	// child, "" if none does: v is the disk's own volume then.
+	MergeVolume(ctx context.Context, vm string, v DiskPlace, child, above string) error
+	// AddVolumeTicket makes a volume that does not change readable through ovirt-imageio, like BackupHost's AddTicket:
+	// with what it lies on, or shallow, without.
+	AddVolumeTicket(ctx context.Context, v DiskPlace, shallow bool, ticket string, inactivitySeconds int) (url string, err error)
 }
 
 // DomainInfo is what a host finds at an export.

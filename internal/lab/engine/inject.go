@@ -24,6 +24,7 @@ const (
 	FaultAttachFails       = "attach-fails"
 	FaultMoveFails         = "move-fails"
 	FaultMoveBusy          = "move-busy"
+	FaultSnapshotFails     = "snapshot-fails"
 	FaultRestart           = "restart"
 )
 
@@ -49,6 +50,7 @@ var Faults = []FaultInfo{
 	{FaultAttachFails, "the next storage domain cannot be attached", false},
 	{FaultMoveFails, "the next move of a disk fails after it began", false},
 	{FaultMoveBusy, "the next move of a disk is refused because of a snapshot", false},
+	{FaultSnapshotFails, "the next snapshot fails after it began", false},
 	{FaultRestart, "the engine restarts: tokens die, it is away for a while, live backups fail", false},
 }
 

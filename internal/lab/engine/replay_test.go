@@ -66,7 +66,9 @@ func data1(o *Options) {
 func TestReplayRunAndSnapshots(t *testing.T) {
 	replayFile(t, "04-vm-run-snapshots", func(o *Options) {
 		data1(o)
-		o.VMs = []VMSeed{{ID: "0b0b0b0b-1111-4222-8333-444444444401", Name: "vm1", MiB: 1024, Disks: []DiskSeed{{Size: gib}}}}
+		o.VMs = []VMSeed{{ID: "0b0b0b0b-1111-4222-8333-444444444401", Name: "vm1", MiB: 1024, Disks: []DiskSeed{
+			{ID: "0c0c0c0c-1111-4222-8333-444444444401", Alias: "vm1_disk1", Size: gib, Incremental: true},
+			{ID: "1a7a5e16-0032-4eaf-baf9-d38331d34965", Alias: "vm1_disk2", Size: 2 * gib, Incremental: true}}}}
 	}, func(r *replay) {
 		r.before[4], r.before[10] = later, later
 		r.loose[18] = []string{"^text="}

@@ -104,6 +104,7 @@ type snapshot struct {
 	date                          time.Time
 	memory                        bool
 	disks                         []string
+	volumes                       []DiskPlace // of its disks, as they were; an engine's own snapshot has none
 	byBackup                      bool
 }
 
@@ -127,6 +128,7 @@ type disk struct {
 	mode                          string // backup_mode of the last backup
 	content                       string
 	moving                        bool
+	frozen                        bool // as a snapshot has it
 }
 
 // Why a disk is held.
@@ -187,6 +189,7 @@ func (b *backup) ended() bool { return b.phase == "succeeded" || b.phase == "fai
 
 type transfer struct {
 	id, disk, backup          string
+	volume                    string // of a snapshot; "" for a disk, or a disk of a backup
 	direction, format, policy string
 	phase                     string
 	timeout                   int64 // seconds without activity

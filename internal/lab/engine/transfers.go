@@ -61,8 +61,13 @@ func (c *call) addTransfer() (*reply, error) {
 		return nil, &apiFault{status: http.StatusBadRequest, reason: "Input validation failed.",
 			detail: "No matching signature found, make sure that mandatory attributes are provided."}
 	}
-	if wanted == nil { // disk snapshots are beyond this simulator; an unknown one is answered like this
-		return nil, generalFailure()
+	var volume DiskPlace
+	if wanted == nil { // a snapshot's volume; an unknown one is answered like this
+		volume = c.e.volume(x.child("snapshot").id)
+		if volume.Disk == "" {
+			return nil, generalFailure()
+		}
+		wanted = &element{id: volume.Disk}
 	}
 	d, found := c.e.state.disks.get(wanted.id)
 	if !found {
@@ -76,10 +81,11 @@ func (c *call) addTransfer() (*reply, error) {
 	if b := x.child("backup"); b != nil {
 		t.backup = strings.ToLower(b.id)
 	}
+	t.volume = volume.Image
 	if err := c.canTransfer(t, d); err != nil {
 		return nil, err
 	}
-	if t.backup == "" {
+	if t.backup == "" && t.volume == "" {
 		d.status, d.hold = "locked", holdTransfer
 	}
 	c.e.state.transfers.put(t.id, t)
@@ -104,17 +110,60 @@ func (c *call) canTransfer(t *transfer, d *disk) error {
 	if d.busy() {
 		return lockedDisk("Cannot transfer Virtual Disk", d)
 	}
+	if t.volume != "" {
+		return c.canTransferVolume(t, d)
+	}
 	if v, a := c.e.state.vmOf(d.id); v != nil && v.running() && a.active {
 		return conflict("Cannot transfer Virtual Disk. The disk %s is plugged to non-Down VMs: %s", d.alias, v.name)
 	}
 	return nil
 }
 
+// canTransferVolume: a snapshot's volume can be read while the VM runs, by one transfer at a time (unrecorded).
+func (c *call) canTransferVolume(t *transfer, d *disk) error {
+	if t.direction != "download" {
+		return badRequest("Cannot transfer Virtual Disk. Upload to a snapshot is not possible.")
+	}
+	if t.format != "raw" { // what a real engine can do besides, nobody here needs
+		return badRequest("Cannot transfer Virtual Disk. The simulator gives out raw content only.")
+	}
+	if v, _ := c.e.state.vmOf(d.id); v == nil || c.e.busyVM(v) {
+		return c.e.busyFault()
+	}
+	for _, o := range c.e.state.transfers.all() {
+		if o.volume == t.volume && !o.ended() {
+			return lockedDisk("Cannot transfer Virtual Disk", d)
+		}
+	}
+	return nil
+}
+
+// volume finds a snapshot's volume.
+func (e *Engine) volume(id string) DiskPlace {
+	for _, v := range e.state.vms.all() {
+		for _, s := range v.snapshots {
+			for _, p := range s.volumes {
+				if strings.EqualFold(p.Image, id) && s.status == "ok" {
+					return p
+				}
+			}
+		}
+	}
+	return DiskPlace{}
+}
+
 // openTicket makes a transfer's ticket; the caller holds the mutex, which is let go of meanwhile.
 func (e *Engine) openTicket(ctx context.Context, t *transfer) {
 	var address string
 	var err error
-	e.outside(func() { address, err = e.opts.Host.AddTicket(ctx, t.backup, t.disk, t.ticket, int(t.timeout)) })
+	volume := e.volume(t.volume)
+	e.outside(func() {
+		if t.volume != "" {
+			address, err = e.opts.Host.AddVolumeTicket(ctx, volume, t.shallow, t.ticket, int(t.timeout))
+		} else {
+			address, err = e.opts.Host.AddTicket(ctx, t.backup, t.disk, t.ticket, int(t.timeout))
+		}
+	})
 	if err != nil {
 		e.log.Warn("no ticket", "transfer", t.id, "err", err)
 		e.transferOver(t, "finished_failure")
@@ -211,7 +260,7 @@ func (e *Engine) transferOver(t *transfer, end string) {
 	t.phase, t.active, t.url = end, false, ""
 	success := end == "finished_success"
 	d, found := e.state.disks.get(t.disk)
-	if found && t.backup == "" {
+	if found && t.backup == "" && t.volume == "" {
 		d.status, d.hold = "ok", ""
 		if t.direction == "upload" && !success {
 			d.status, d.hold = "illegal", holdWork

@@ -29,7 +29,7 @@ func (h *Host) startCold(ctx context.Context, b *backup, state *vmState) error {
 		if err != nil {
 			return err
 		}
-		i, err := info(ctx, node.Image())
+		i, err := info(ctx, alone(node))
 		if err != nil {
 			return err
 		}
@@ -42,7 +42,7 @@ func (h *Host) startCold(ctx context.Context, b *backup, state *vmState) error {
 	// Nothing writes to the disks, so the order does not matter, nor that there is more than one moment.
 	for n, x := range b.disks {
 		if b.to != "" && keepsBitmaps(x.place) {
-			if _, err := proc.Run(ctx, "qemu-img", "bitmap", "--add", images[x].Image(), b.to); err != nil {
+			if _, err := proc.Run(ctx, "qemu-img", "bitmap", "--add", alone(images[x]), b.to); err != nil {
 				return err
 			}
 			x.marked = true
@@ -111,13 +111,13 @@ func (h *Host) removeColdBitmap(ctx context.Context, d engine.DiskPlace, name st
 	if err != nil {
 		return err
 	}
-	i, err := info(ctx, node.Image())
+	i, err := info(ctx, alone(node))
 	if err != nil {
 		return err
 	}
 	for _, b := range i.Specific.Data.Bitmaps {
 		if b.Name == name {
-			_, err := proc.Run(ctx, "qemu-img", "bitmap", "--remove", node.Image(), name)
+			_, err := proc.Run(ctx, "qemu-img", "bitmap", "--remove", alone(node), name)
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -38,7 +39,7 @@ func (h *Host) path(d engine.DiskPlace) string {
 // node returns a disk as qemu opens it.
 func (h *Host) node(ctx context.Context, d engine.DiskPlace, name string) (qemu.Node, error) {
 	if h.local(d.Domain) {
-		return qemu.FormatNode(name, formatOf(d), qemu.FileNode(h.path(d))), nil
+		return h.layered(ctx, d, name)
 	}
 	if h.opts.Exports == nil {
 		return nil, noExports(d.Domain)
@@ -55,10 +56,19 @@ func (h *Host) node(ctx context.Context, d engine.DiskPlace, name string) (qemu.
 	return qemu.FormatNode(name, formatOf(d), file), nil
 }
 
+// alone returns a volume as a file name that qemu-img takes to look at it without what it lies on.
+func alone(n qemu.Node) string {
+	n = maps.Clone(n)
+	delete(n, "backing")
+	return n.Image()
+}
+
 // imageInfo is what qemu-img tells about an image.
 type imageInfo struct {
-	Size     int64 `json:"virtual-size"`
-	Specific struct {
+	Size          int64  `json:"virtual-size"`
+	Backing       string `json:"backing-filename"` // as the header has it
+	BackingFormat string `json:"backing-filename-format"`
+	Specific      struct {
 		Data struct {
 			Bitmaps []struct {
 				Name  string   `json:"name"`

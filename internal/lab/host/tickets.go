@@ -30,17 +30,25 @@ type ticket struct {
 // AddTicket implements engine.BackupHost. Without a backup it opens the disk itself, for reading and writing; no VM may
 // use it then.
 func (h *Host) AddTicket(ctx context.Context, backup, disk, id string, inactivitySeconds int) (string, error) {
+	return h.addTicket(ctx, backup, disk, id, inactivitySeconds, func(t *ticket, want *ticketWanted) error {
+		if backup != "" {
+			return h.backupTicket(want, backup, disk)
+		}
+		return h.diskTicket(ctx, t, want, disk)
+	})
+}
+
+// ticketWanted is a ticket as the daemon is asked for it.
+type ticketWanted = imageio.Ticket
+
+// addTicket adds a ticket whose image fill makes readable.
+func (h *Host) addTicket(ctx context.Context, backup, disk, id string, inactivitySeconds int, fill func(*ticket, *ticketWanted) error) (string, error) {
 	if h.opts.Imageio == nil {
 		return "", errs.Text("add the ticket", id, errs.Unsupported, "this host was made without ovirt-imageio")
 	}
 	t := &ticket{id: id, backup: backup, extended: time.Now()}
 	want := imageio.Ticket{UUID: id, TransferID: id, Timeout: ticketSeconds, Inactivity: inactivitySeconds, Sparse: true}
-	var err error
-	if backup != "" {
-		err = h.backupTicket(&want, backup, disk)
-	} else {
-		err = h.diskTicket(ctx, t, &want, disk)
-	}
+	err := fill(t, &want)
 	if err == nil {
 		err = h.opts.Imageio.AddTicket(ctx, want)
 	}
@@ -81,7 +89,7 @@ func (h *Host) diskTicket(ctx context.Context, t *ticket, want *imageio.Ticket, 
 	if err != nil {
 		return err
 	}
-	i, err := info(ctx, node.Image())
+	i, err := info(ctx, alone(node))
 	if err != nil {
 		return err
 	}
