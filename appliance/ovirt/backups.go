@@ -187,31 +187,36 @@ func (c *Client) RemoveCheckpoint(ctx context.Context, vm, id ID) error {
 type xmlTransfer struct {
 	XMLName    xml.Name `xml:"image_transfer"`
 	Disk       *xmlRef  `xml:"disk"`
-	Backup     *xmlRef  `xml:"backup,omitempty"`
+	Volume     *xmlRef  `xml:"snapshot"`
+	Backup     *xmlRef  `xml:"backup"`
 	Direction  string   `xml:"direction"`
 	Format     string   `xml:"format"`
+	Shallow    bool     `xml:"shallow,omitempty"`
 	Inactivity int64    `xml:"inactivity_timeout"`
 	Policy     string   `xml:"timeout_policy"`
 }
 
 // StartTransfer asks for a download or an upload. Its answer may not have URLs yet. If the answer is lost a transfer may
-// exist: Transfers, or of an upload DiskTransfers, finds it.
+// exist: Transfers, DiskTransfers of an upload, or LiveTransfers finds it.
 func (c *Client) StartTransfer(ctx context.Context, s TransferSpec) (Transfer, error) {
 	const op = "start transfer of disk"
-	ids, direction := []ID{s.Disk, s.Backup}, "download"
-	if s.Upload {
-		ids, direction = ids[:1], "upload"
+	x := xmlTransfer{Direction: "download", Format: "raw", Shallow: s.Shallow, Inactivity: int64(s.Inactivity / time.Second), Policy: "cancel"}
+	var err error
+	switch {
+	case s.Upload:
+		x.Direction, x.Disk, err = "upload", ref(s.Disk), checkID(op, s.Disk)
+	case s.Volume != "": // the element is called snapshot, and has a volume's ID
+		x.Volume, err = ref(s.Volume), checkID(op, s.Disk, s.Volume)
+	default:
+		x.Disk, x.Backup, err = ref(s.Disk), ref(s.Backup), checkID(op, s.Disk, s.Backup)
 	}
-	if err := checkID(op, ids...); err != nil {
+	if err != nil {
 		return Transfer{}, err
 	}
 	if s.Inactivity < time.Minute {
 		return Transfer{}, errs.Text(op, string(s.Disk), errs.Invalid, "the daemon would end it within a minute")
 	}
-	t, err := readOne(ctx, c, post(op, string(s.Disk), "/imagetransfers", xmlTransfer{
-		Disk: ref(s.Disk), Backup: ref(s.Backup), Direction: direction, Format: "raw",
-		Inactivity: int64(s.Inactivity / time.Second), Policy: "cancel",
-	}), "image_transfer", ovirtsdk.XMLImageTransferReadOne)
+	t, err := readOne(ctx, c, post(op, string(s.Disk), "/imagetransfers", x), "image_transfer", ovirtsdk.XMLImageTransferReadOne)
 	if err != nil {
 		return Transfer{}, err
 	}
@@ -239,13 +244,9 @@ func (c *Client) Transfers(ctx context.Context, backup ID) ([]Transfer, error) {
 	if err := checkID(op, backup); err != nil {
 		return nil, err
 	}
-	all, err := readMany(ctx, c, get(op, string(backup), "/imagetransfers"), "image_transfers", ovirtsdk.XMLImageTransferReadMany, transferWord)
-	if err != nil {
-		return nil, err
-	}
-	live := slices.DeleteFunc(all, func(t Transfer) bool { return finished(t.Phase) })
-	if len(live) == 0 {
-		return live, nil
+	live, err := c.LiveTransfers(ctx)
+	if err != nil || len(live) == 0 {
+		return live, errs.Wrap(op, string(backup), err)
 	}
 	vm, err := c.vmOf(ctx, backup, live)
 	if errs.Is(err, errs.NotFound) {
@@ -269,8 +270,17 @@ func (c *Client) DiskTransfers(ctx context.Context, disk ID) ([]Transfer, error)
 	if err := checkID(op, disk); err != nil {
 		return nil, err
 	}
-	all, err := readMany(ctx, c, get(op, string(disk), "/imagetransfers"), "image_transfers", ovirtsdk.XMLImageTransferReadMany, transferWord)
-	return slices.DeleteFunc(all, func(t Transfer) bool { return t.Disk != disk || finished(t.Phase) }), err
+	all, err := c.LiveTransfers(ctx)
+	return slices.DeleteFunc(all, func(t Transfer) bool { return t.Disk != disk }), errs.Wrap(op, string(disk), err)
+}
+
+// LiveTransfers lists the transfers of all disks that have not ended.
+func (c *Client) LiveTransfers(ctx context.Context) ([]Transfer, error) {
+	all, err := readMany(ctx, c, get("list transfers", "", "/imagetransfers"), "image_transfers", ovirtsdk.XMLImageTransferReadMany, transferWord)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(t Transfer) bool { return finished(t.Phase) }), nil
 }
 
 // finished tells whether a transfer holds nothing any more.

@@ -278,23 +278,3 @@ func (c *Client) MoveDisk(ctx context.Context, disk, domain ID) error {
 	_, err := c.do(ctx, r)
 	return err
 }
-
-// Snapshots lists a VM's snapshots.
-func (c *Client) Snapshots(ctx context.Context, vm ID) ([]Snapshot, error) {
-	const op = "list snapshots of VM"
-	if err := checkID(op, vm); err != nil {
-		return nil, err
-	}
-	list, err := readMany(ctx, c, get(op, string(vm), "/vms/"+string(vm)+"/snapshots"), "snapshots", ovirtsdk.XMLSnapshotReadMany, snapshotWord)
-	return checked(ctx, c, vm, list, err)
-}
-
-// RemoveSnapshot has the engine merge a snapshot, and returns before it has; for a moment it still shows it as "ok".
-func (c *Client) RemoveSnapshot(ctx context.Context, vm, id ID) error {
-	const op = "remove snapshot"
-	if err := checkID(op, vm, id); err != nil {
-		return err
-	}
-	_, err := c.do(ctx, remove(op, string(id), "/vms/"+string(vm)+"/snapshots/"+string(id), "async", "true"))
-	return err
-}

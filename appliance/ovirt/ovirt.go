@@ -171,6 +171,26 @@ type Snapshot struct {
 	Type        string // "active", "regular", "preview"
 }
 
+// SnapshotSpec asks for a snapshot without memory.
+type SnapshotSpec struct {
+	Description string // all that a snapshot can be known by before the engine has answered: make it unique
+	Disks       []ID   // the VM's others are left out
+}
+
+// Volume is one of the images that a disk consists of: a snapshot leaves the one it found as it is, and what is written
+// from then on goes into another that lies on it.
+type Volume struct {
+	ID       ID
+	Parent   ID // the volume it lies on; "" for the lowest
+	Snapshot ID // whose state of the disk it ends with
+	Format   DiskFormat
+}
+
+// SnapshotDisk is a disk as a snapshot has it.
+type SnapshotDisk struct {
+	Disk, Volume ID
+}
+
 // TransferPhase is an image transfer's state in the engine's words.
 type TransferPhase string
 
@@ -185,10 +205,13 @@ const (
 	TransferFinishedCleanup TransferPhase = "finished_cleanup"
 )
 
-// TransferSpec asks for a download of a disk of a backup, or for an upload into a disk of its own.
+// TransferSpec asks for a download of a disk of a backup or of a snapshot's volume, or for an upload into a disk of its
+// own.
 type TransferSpec struct {
 	Disk       ID
 	Backup     ID            // of a download
+	Volume     ID            // of a download without a backup: what the disk was at its snapshot; Disk is then for messages only
+	Shallow    bool          // only what the volume itself has: the rest are holes
 	Upload     bool          // an upload that fails or is given up takes its disk with it
 	Inactivity time.Duration // at least a minute; 0 breaks the daemon
 }
@@ -200,6 +223,7 @@ type Transfer struct {
 	Disk        ID
 	TransferURL string // on the host
 	ProxyURL    string // through the engine's machine
+	Download    bool
 }
 
 // NewDisk asks for an empty disk.

@@ -146,7 +146,10 @@ func reads(t *testing.T) []read {
 				return c.Transfer(ctx, "1c9228d5-0c47-4af4-952f-60f4783417bf")
 			},
 			Transfer{"1c9228d5-0c47-4af4-952f-60f4783417bf", TransferTransferring, "5e3d4bb7-08a9-4bb8-af27-7c20f248dee5",
-				image + "2/images/a8cc8dd4-de6c-413f-a15f-12397d753c5f", image + "3/images/a8cc8dd4-de6c-413f-a15f-12397d753c5f"}},
+				image + "2/images/a8cc8dd4-de6c-413f-a15f-12397d753c5f", image + "3/images/a8cc8dd4-de6c-413f-a15f-12397d753c5f", true}},
+		{"disks of a snapshot", "GET /vms/v/snapshots/s/disks", rec("machines.txt", "snapshot disks", "disks"),
+			func(ctx context.Context, c *Client) (any, error) { return c.SnapshotDisks(ctx, "v", "s") }, []SnapshotDisk{
+				{"1a7a5e16-0032-4eaf-baf9-d38331d34965", "de37f268-e9a5-45ea-84f6-c807d291aff5"}, {disk1, "aaeca740-3297-4936-9668-66cf0614bb85"}}},
 	}
 }
 

@@ -222,6 +222,10 @@ func snapshotWord(s *ovirtsdk.Snapshot) Snapshot {
 	}
 }
 
+func volumeWord(s *ovirtsdk.DiskSnapshot) Volume {
+	return Volume{ID: ID(or(s.Id())), Parent: idOf(s.Parent()), Snapshot: idOf(s.Snapshot()), Format: DiskFormat(or(s.Format()))}
+}
+
 func checkpointWord(p *ovirtsdk.Checkpoint) Checkpoint {
 	return Checkpoint{
 		ID: ID(or(p.Id())), Parent: ID(or(p.ParentId())), Created: or(p.CreationDate()),
@@ -232,7 +236,7 @@ func checkpointWord(p *ovirtsdk.Checkpoint) Checkpoint {
 func transferWord(t *ovirtsdk.ImageTransfer) Transfer {
 	w := Transfer{
 		ID: ID(or(t.Id())), Phase: TransferPhase(or(t.Phase())), Disk: idOf(t.Image()),
-		TransferURL: or(t.TransferUrl()), ProxyURL: or(t.ProxyUrl()),
+		Download: or(t.Direction()) == ovirtsdk.IMAGETRANSFERDIRECTION_DOWNLOAD, TransferURL: or(t.TransferUrl()), ProxyURL: or(t.ProxyUrl()),
 	}
 	if w.Disk == "" {
 		w.Disk = idOf(t.Disk()) // requests name the disk, answers call it image

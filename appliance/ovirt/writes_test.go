@@ -91,6 +91,23 @@ func writes(t *testing.T) []write {
 			func(ctx context.Context, c *Client) error { return c.TagVM(ctx, "v", "<gold>") }},
 		{"describe VM", "PUT /vms/v", `<vm><description></description></vm>`, done(),
 			func(ctx context.Context, c *Client) error { return c.DescribeVM(ctx, "v", "") }},
+		{"take snapshot", "POST /vms/v/snapshots", "<snapshot><description>run 7</description><persist_memorystate>false</persist_memorystate><disk_attachments>" +
+			`<disk_attachment><disk id="k"></disk></disk_attachment></disk_attachments></snapshot>`,
+			// The recorded answer is too long to have been kept whole; these are its parts that are read.
+			answer{status: 201, kind: "application/xml", body: `<snapshot id="s"><snapshot_status>locked</snapshot_status><snapshot_type>regular</snapshot_type></snapshot>`},
+			func(ctx context.Context, c *Client) error {
+				got, err := c.AddSnapshot(ctx, "v", SnapshotSpec{Description: "run 7", Disks: []ID{"k"}})
+				if err == nil && (got.ID != "s" || got.Status != "locked") {
+					t.Errorf("%+v", got)
+				}
+				return err
+			}},
+		{"read a volume", "POST /imagetransfers", `<image_transfer><snapshot id="u"></snapshot><direction>download</direction><format>raw</format><shallow>true</shallow>` +
+			"<inactivity_timeout>3600</inactivity_timeout><timeout_policy>cancel</timeout_policy></image_transfer>",
+			rec("backups.txt", "transfer again", "image_transfer"), func(ctx context.Context, c *Client) error {
+				_, err := c.StartTransfer(ctx, TransferSpec{Disk: "k", Volume: "u", Shallow: true, Inactivity: time.Hour})
+				return err
+			}},
 		{"remove snapshot", "DELETE /vms/v/snapshots/s?async=true", "", rec("machines.txt", "snapshot delete", ""),
 			func(ctx context.Context, c *Client) error { return c.RemoveSnapshot(ctx, "v", "s") }},
 	}
