@@ -39,8 +39,13 @@ const (
 	LabelCheckpoint  = "checkpoint"  // the engine's checkpoint that stands for the point's moment
 	LabelConsistency = "consistency" // ConsistencyCrash or ConsistencyFrozen
 	LabelMode        = "mode"        // "full" or "incremental"
+	LabelSnapshot    = "snapshot"    // the engine's snapshot that was kept for the next backup
+	LabelModeReason  = "mode_reason" // why it is full, for people
 
-	StrategyCBT = "cbt"
+	LabelStrategyReason = "strategy_reason" // why the node chose the strategy, for people
+
+	StrategyCBT      = "cbt"
+	StrategyTransfer = "transfer"
 
 	ConsistencyCrash  = "crash"
 	ConsistencyFrozen = "frozen"

@@ -192,7 +192,7 @@ func TestManualsExamples(t *testing.T) {
 	c.Dir = dir
 	out, err := c.CombinedOutput()
 	want := []string{
-		"GetTask task-1", "GetTask task-1", "ListSessions", "StartBackup {VM:web Manager: Full:false Strategy:}",
+		"GetTask task-1", "GetTask task-1", "ListSessions", "StartBackup {VM:web Manager: Full:false Strategy: KeepSnapshot:false}",
 		"StartInstant {Point:web@latest Manager: Name:web-test Cluster: PowerOn:true MigrateTo: Format:}",
 	}
 	got := service.Asked()

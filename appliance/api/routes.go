@@ -38,7 +38,9 @@ type RestoreAnswer struct {
 type RunSpec struct {
 	Manager  string `json:"manager,omitempty" doc:"needed only if two engines have a VM of that name"`
 	Full     bool   `json:"full,omitempty" doc:"read everything, even if changes are known"`
-	Strategy string `json:"strategy,omitempty" enum:"auto,cbt" doc:"auto: the best that the VM allows"`
+	Strategy string `json:"strategy,omitempty" enum:"auto,cbt,transfer" doc:"auto: the best that the VM allows"`
+	// KeepSnapshot is for transfer; cbt needs none.
+	KeepSnapshot bool `json:"keep_snapshot,omitempty" doc:"with strategy transfer: keep the snapshot on the engine, so that the next backup reads only what changed since"`
 }
 
 // MigrateSpec asks for a session's disks to be moved to production storage.
@@ -169,7 +171,7 @@ func (s *server) vms() {
 		func(ctx context.Context, in *backup) (*made[appliance.Task], error) {
 			spec := BackupSpec{VM: in.VM}
 			if b := in.Body; b != nil {
-				spec.Manager, spec.Full, spec.Strategy = b.Manager, b.Full, b.Strategy
+				spec.Manager, spec.Full, spec.Strategy, spec.KeepSnapshot = b.Manager, b.Full, b.Strategy, b.KeepSnapshot
 			}
 			return begun(s.Service.StartBackup(ctx, spec))
 		})

@@ -100,7 +100,9 @@ type BackupSpec struct {
 	VM       string `json:"vm" doc:"name or ID"`
 	Manager  string `json:"manager,omitempty" doc:"needed only if two engines have a VM of that name"`
 	Full     bool   `json:"full,omitempty" doc:"read everything, even if changes are known"`
-	Strategy string `json:"strategy,omitempty" enum:"auto,cbt" doc:"auto: the best that the VM allows"`
+	Strategy string `json:"strategy,omitempty" enum:"auto,cbt,transfer" doc:"auto: the best that the VM allows"`
+	// KeepSnapshot is for transfer; cbt needs none.
+	KeepSnapshot bool `json:"keep_snapshot,omitempty" doc:"with strategy transfer: keep the snapshot on the engine, so that the next backup reads only what changed since"`
 }
 
 // InstantSpec asks for an instant restore.

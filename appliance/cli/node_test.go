@@ -291,8 +291,9 @@ func TestEveryTranscriptIsRun(t *testing.T) {
 // TestWhatTheNodeIsAsked follows flags and arguments to the other side.
 func TestWhatTheNodeIsAsked(t *testing.T) {
 	for _, c := range []struct{ args, call, want string }{
-		{"backup run web", "StartBackup", "[{VM:web Manager: Full:false Strategy:auto}]"},
-		{"backup run web --full --manager m --strategy cbt", "StartBackup", "[{VM:web Manager:m Full:true Strategy:cbt}]"},
+		{"backup run web", "StartBackup", "[{VM:web Manager: Full:false Strategy:auto KeepSnapshot:false}]"},
+		{"backup run web --full --manager m --strategy cbt", "StartBackup", "[{VM:web Manager:m Full:true Strategy:cbt KeepSnapshot:false}]"},
+		{"backup run web --strategy transfer --keep-snapshot", "StartBackup", "[{VM:web Manager: Full:false Strategy:transfer KeepSnapshot:true}]"},
 		{"restore instant web", "StartInstant", "[{Point:web@latest Manager: Name: Cluster: PowerOn:false MigrateTo: Format:qcow2}]"},
 		{"restore instant web@2026-09-14 --power-on --name n --cluster c --migrate-to d --format raw --manager m", "StartInstant",
 			"[{Point:web@2026-09-14 Manager:m Name:n Cluster:c PowerOn:true MigrateTo:d Format:raw}]"},

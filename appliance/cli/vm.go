@@ -99,8 +99,11 @@ func (a *app) backupCommand() *cobra.Command {
 		Long: "Back a VM up, now. What did not change since its newest restore point is not read again, if the engine can\n" +
 			"tell what did. The backup is a task of the node's: without --wait, and after Ctrl-C, it goes on by itself.",
 		RunE: a.withNode(func(c *cobra.Command, s api.Service, args []string) error {
-			if !slices.Contains([]string{"auto", "cbt"}, b.Strategy) {
-				return usage(c.CommandPath(), "--strategy "+b.Strategy+": the strategy is auto or cbt")
+			if !slices.Contains([]string{"auto", "cbt", "transfer"}, b.Strategy) {
+				return usage(c.CommandPath(), "--strategy "+b.Strategy+": the strategy is auto, cbt or transfer")
+			}
+			if b.KeepSnapshot && b.Strategy == "cbt" {
+				return usage(c.CommandPath(), "--keep-snapshot: cbt takes none; it goes with --strategy transfer or auto")
 			}
 			b.VM = args[0]
 			t, err := s.StartBackup(c.Context(), b)
@@ -116,7 +119,8 @@ func (a *app) backupCommand() *cobra.Command {
 	f := run.Flags()
 	f.StringVar(&b.Manager, "manager", "", "the manager of the VM, if two engines have one of that name")
 	f.BoolVar(&b.Full, "full", false, "read everything, even if the changes are known")
-	f.StringVar(&b.Strategy, "strategy", "auto", "how to read the VM: auto (the best that it allows) or cbt")
+	f.StringVar(&b.Strategy, "strategy", "auto", "how to read the VM: cbt (the engine tells what changed), transfer (a snapshot is downloaded), or auto (the first that all its disks allow)")
+	f.BoolVar(&b.KeepSnapshot, "keep-snapshot", false, "with transfer: leave the snapshot on the engine, so that the next backup reads only what changes")
 	f.BoolVar(&wait, "wait", false, "wait until it has ended, and show how far it is")
 	return group("backup", "Back VMs up", run)
 }

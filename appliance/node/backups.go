@@ -11,23 +11,10 @@ import (
 	"github.com/holdfast-backup/holdfast/appliance/api"
 	"github.com/holdfast-backup/holdfast/appliance/catalog"
 	"github.com/holdfast-backup/holdfast/appliance/ovirt"
-	"github.com/holdfast-backup/holdfast/appliance/ovirt/imageio"
-	"github.com/holdfast-backup/holdfast/appliance/strategy/cbt"
 	"github.com/holdfast-backup/holdfast/appliance/task"
 	"github.com/holdfast-backup/holdfast/chunkstore"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
-
-// runDoc is a run as the catalog keeps it.
-type runDoc = cbt.Run
-
-func (n *Node) runs() ([]runDoc, []error) { return catalog.List[runDoc](n.catalog, catalog.Runs) }
-
-// KeepRun implements cbt.Journal.
-func (n *Node) KeepRun(r cbt.Run) error { return n.catalog.Put(catalog.Runs, r.ID, r) }
-
-// ForgetRun implements cbt.Journal.
-func (n *Node) ForgetRun(id string) error { return n.catalog.Delete(catalog.Runs, id) }
 
 // vmKey tells VMs apart: by manager and ID, or by name for points of image files.
 type vmKey struct{ manager, id string }
@@ -126,17 +113,13 @@ func (n *Node) GetVM(ctx context.Context, nameOrID string) (appliance.VM, error)
 	return v, nil
 }
 
-// hole says why a disk cannot be backed up through the backup API.
+// hole says why a disk cannot be backed up, whatever the strategy.
 func hole(d ovirt.Disk) string {
 	switch {
 	case d.Storage != "" && d.Storage != "image":
-		return "a " + d.Storage + " disk: oVirt's backup API cannot read it"
+		return "a " + d.Storage + " disk: oVirt does not give its content out"
 	case d.Shareable:
-		return "shareable: oVirt's backup API cannot read it"
-	case d.Format == ovirt.FormatRaw:
-		return "raw: has to become qcow2 before incremental backup can be enabled"
-	case !d.Incremental:
-		return "incremental backup is not enabled"
+		return "shareable: oVirt does not give its content out"
 	}
 	return ""
 }
@@ -216,15 +199,8 @@ func (n *Node) StartBackup(ctx context.Context, s api.BackupSpec) (appliance.Tas
 	t := appliance.Task{ID: task.NewID(), Kind: appliance.TaskBackup, Subject: v.Name, Manager: v.Manager}
 	return n.begin(vmObject(v.Manager, v.ID), t, func(ctx context.Context, h *task.Handle) (map[string]any, error) {
 		defer n.afterRun(ctx, t.ID)
-		if s.Strategy != "cbt" {
-			h.Note("Strategy cbt: it is the only one so far.")
-		}
 		ctx = ovirt.WithCorrelation(ctx, "holdfast-"+t.ID)
-		res, err := cbt.Backup(ctx, n.cbtOptions(c, h, v, t.ID, s.Full))
-		if err != nil {
-			return nil, err
-		}
-		return backupResult(res), nil
+		return n.runBackup(ctx, c, h, v, t.ID, s)
 	})
 }
 
@@ -239,29 +215,4 @@ func (n *Node) afterRun(ctx context.Context, id string) {
 	}
 	n.clearing(left)
 	n.wg.Go(func() { n.recoverRun(n.background, left, appliance.Task{}, false) })
-}
-
-func (n *Node) cbtOptions(c *login, r cbt.Reporter, v appliance.VM, task string, full bool) cbt.Options {
-	return cbt.Options{
-		Engine: c.Client, Store: n.store, Journal: n, Report: r, Manager: v.Manager, VM: ovirt.VM{ID: ovirt.ID(v.ID), Name: v.Name},
-		RunID: task, Task: task, Full: full, Poll: n.o.Poll,
-		Open: func(ctx context.Context, t ovirt.Transfer) (cbt.Image, error) {
-			return imageio.Dial(ctx, imageio.Options{TransferURL: t.TransferURL, ProxyURL: t.ProxyURL, CA: c.ca, Logger: n.log})
-		},
-	}
-}
-
-// backupResult is the result of a backup's task. Its keys are promises to scripts.
-func backupResult(r *cbt.Result) map[string]any {
-	out := map[string]any{
-		"point": string(r.Point.ID), "incremental": r.Incremental, "read_bytes": r.ReadBytes, "dirty_bytes": r.DirtyBytes,
-		"new_bytes": r.Stats.NewBytes, "known_bytes": r.Stats.KnownBytes, "stored_bytes": r.Stats.StoredBytes, "data_bytes": r.DataBytes,
-	}
-	if r.Reason != "" {
-		out["reason"] = r.Reason
-	}
-	if r.Stats.StoredBytes > 0 {
-		out["dedup_ratio"] = float64(r.DataBytes) / float64(r.Stats.StoredBytes)
-	}
-	return out
 }

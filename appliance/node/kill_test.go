@@ -256,26 +256,46 @@ func moments(t *testing.T, atLeast int, try func(t *testing.T, n int, late bool)
 }
 
 func TestKilledBackups(t *testing.T) {
+	killedBackups(t, 4, "checkpoint", func(n int) api.BackupSpec { return api.BackupSpec{VM: "web1", Full: n%2 == 0} })
+}
+
+// Every second of these is read by layers, if the one before it was finished, and no second one keeps its snapshot.
+func TestKilledTransfers(t *testing.T) {
+	killedBackups(t, 6, "snapshot", func(n int) api.BackupSpec {
+		return api.BackupSpec{VM: "web1", Strategy: appliance.StrategyTransfer, KeepSnapshot: n%4 < 2}
+	})
+}
+
+// killedBackups kills backups. One object of a kind stays for each that is finished, for the next one: a checkpoint, or a
+// snapshot if that was to be kept.
+func killedBackups(t *testing.T, atLeast int, stays string, spec func(n int) api.BackupSpec) {
 	y := newYard(t)
-	var points int
-	moments(t, 4, func(t *testing.T, n int, late bool) bool {
+	var points, kept int
+	moments(t, atLeast, func(t *testing.T, n int, late bool) bool {
 		y.t = t
 		y.kill()
 		y.start(n, late)
-		_, err := y.api.StartBackup(t.Context(), api.BackupSpec{VM: "web1", Full: n%2 == 0})
+		s := spec(n)
+		_, err := y.api.StartBackup(t.Context(), s)
 		if err != nil && !errs.Is(err, errs.Transient) {
 			t.Fatal(err)
 		}
 		reached := y.untilDead(err)
 		y.start(0, false)
 		tasks := y.settle()
-		if left := y.left("checkpoint"); len(left) > 0 {
+		y.cleared()
+		if left := y.left(stays); len(left) > 0 {
 			t.Errorf("left on the engine: %s", strings.Join(left, "; "))
 		}
 		now := y.checkPoints(points)
-		// The checkpoint of the newest point, which the next backup begins from, is all that may stay.
-		if left := y.left(); len(left) != min(now, 1) {
-			t.Errorf("%d points, and checkpoints: %s", now, strings.Join(left, "; "))
+		if now > points { // what the newest point does not keep is gone, and nothing else was touched
+			kept = 0
+			if s.KeepSnapshot || stays != "snapshot" {
+				kept = 1
+			}
+		}
+		if left := y.left(); len(left) != kept {
+			t.Errorf("%d points, %d should have been kept, and on the engine is: %s", now, kept, strings.Join(left, "; "))
 		}
 		switch known := !(n == 1 && !late); { // else it died before anybody was told of the task
 		case !known:
@@ -292,6 +312,27 @@ func TestKilledBackups(t *testing.T) {
 	})
 	if points == 0 {
 		t.Error("no backup was ever finished")
+	}
+}
+
+// cleared waits until no run's record is left.
+func (y *yard) cleared() {
+	y.t.Helper()
+	ctx, cancel := context.WithTimeout(y.t.Context(), time.Minute)
+	defer cancel()
+	records := filepath.Join(y.config.State, "catalog", string(catalog.Runs))
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		left, err := filepath.Glob(filepath.Join(records, "*.json"))
+		if err != nil || len(left) == 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			y.t.Fatalf("the record of a run stays: %v", left)
+		}
 	}
 }
 

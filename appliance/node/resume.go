@@ -8,7 +8,6 @@ import (
 	"github.com/holdfast-backup/holdfast/appliance"
 	"github.com/holdfast-backup/holdfast/appliance/instant"
 	"github.com/holdfast-backup/holdfast/appliance/ovirt"
-	"github.com/holdfast-backup/holdfast/appliance/strategy/cbt"
 	"github.com/holdfast-backup/holdfast/appliance/task"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
@@ -108,9 +107,7 @@ func (n *Node) recoverOnce(ctx context.Context, r runDoc) (point string, err err
 	if err != nil {
 		return "", err
 	}
-	v := appliance.VM{ID: string(r.VM), Name: r.VMName, Manager: r.Manager}
-	ctx = ovirt.WithCorrelation(ctx, "holdfast-"+r.ID)
-	return cbt.Recover(ctx, n.cbtOptions(c, silent{}, v, r.Task, false), r)
+	return n.recoverAs(ovirt.WithCorrelation(ctx, "holdfast-"+r.ID), c, r)
 }
 
 func (n *Node) settleRun(t appliance.Task, p *appliance.Problem, point string) {
@@ -119,7 +116,7 @@ func (n *Node) settleRun(t appliance.Task, p *appliance.Problem, point string) {
 		t.Result, state, p = map[string]any{"point": point}, appliance.TaskSucceeded, nil
 		t.Notes = append(t.Notes, "The node ended after the point was committed; what was left to be done is done.")
 	} else {
-		p.Cleaned = "the backup was ended and its checkpoint removed; nothing is left on the engine"
+		p.Cleaned = "what the backup had made is removed; nothing is left on the engine"
 		p.Remedy = "Run the backup again."
 	}
 	if err := n.tasks.Settle(t, state, p); err != nil {

@@ -11,36 +11,7 @@ import (
 func TestLabSnapshot(t *testing.T) {
 	l := newLab(t)
 	ctx := t.Context()
-	if _, err := l.AddSnapshot(ctx, labVM, SnapshotSpec{Description: "x"}); !errs.Is(err, errs.Invalid) {
-		t.Errorf("a snapshot of no disk, which would be of all: %v", err)
-	}
-	if _, err := l.AddSnapshot(ctx, labVM, SnapshotSpec{Description: "x", Disks: []ID{labSessionOne}}); err == nil {
-		t.Error("a snapshot of a disk that the VM has not")
-	}
-	var taken []Snapshot
-	for _, name := range []string{"one", "two"} {
-		s, err := l.AddSnapshot(ctx, labVM, SnapshotSpec{Description: name, Disks: []ID{labDisk2}})
-		l.must(err)
-		if _, err := l.AddSnapshot(ctx, labVM, SnapshotSpec{Description: "meanwhile", Disks: []ID{labDisk2}}); !errs.Is(err, errs.Busy) {
-			t.Errorf("another one meanwhile: %v", err)
-		}
-		l.within("snapshot is there", func() (bool, error) {
-			s, err = l.Snapshot(ctx, labVM, s.ID)
-			return s.Status == "ok", err
-		})
-		if s.Description != name || s.Type != "regular" {
-			t.Errorf("%+v", s)
-		}
-		taken = append(taken, s)
-	}
-	var of []ID
-	for _, s := range taken {
-		disks, err := l.SnapshotDisks(ctx, labVM, s.ID)
-		if err != nil || len(disks) != 1 || disks[0].Disk != labDisk2 {
-			t.Fatalf("%+v, %v", disks, err)
-		}
-		of = append(of, disks[0].Volume)
-	}
+	taken, of := l.twoSnapshots()
 	volumes, err := l.Volumes(ctx, labDisk2)
 	if err != nil || len(volumes) != 3 || volumes[0] != (Volume{of[0], "", taken[0].ID, FormatRaw}) ||
 		volumes[1] != (Volume{of[1], of[0], taken[1].ID, FormatCow}) || volumes[2].Parent != of[1] {
@@ -68,4 +39,39 @@ func TestLabSnapshot(t *testing.T) {
 		t.Errorf("%+v, %v", live, err)
 	}
 	l.clean()
+}
+
+// twoSnapshots takes two snapshots of the second disk, and returns them and the volumes that they end with.
+func (l *lab) twoSnapshots() (taken []Snapshot, of []ID) {
+	l.t.Helper()
+	ctx := l.t.Context()
+	if _, err := l.AddSnapshot(ctx, labVM, SnapshotSpec{Description: "x"}); !errs.Is(err, errs.Invalid) {
+		l.t.Errorf("a snapshot of no disk, which would be of all: %v", err)
+	}
+	if _, err := l.AddSnapshot(ctx, labVM, SnapshotSpec{Description: "x", Disks: []ID{labSessionOne}}); err == nil {
+		l.t.Error("a snapshot of a disk that the VM has not")
+	}
+	for _, name := range []string{"one", "two"} {
+		s, err := l.AddSnapshot(ctx, labVM, SnapshotSpec{Description: name, Disks: []ID{labDisk2}})
+		l.must(err)
+		if _, err := l.AddSnapshot(ctx, labVM, SnapshotSpec{Description: "meanwhile", Disks: []ID{labDisk2}}); !errs.Is(err, errs.Busy) {
+			l.t.Errorf("another one meanwhile: %v", err)
+		}
+		l.within("snapshot is there", func() (bool, error) {
+			s, err = l.Snapshot(ctx, labVM, s.ID)
+			return s.Status == "ok", err
+		})
+		if s.Description != name || s.Type != "regular" {
+			l.t.Errorf("%+v", s)
+		}
+		taken = append(taken, s)
+	}
+	for _, s := range taken {
+		disks, err := l.SnapshotDisks(ctx, labVM, s.ID)
+		if err != nil || len(disks) != 1 || disks[0].Disk != labDisk2 {
+			l.t.Fatalf("%+v, %v", disks, err)
+		}
+		of = append(of, disks[0].Volume)
+	}
+	return taken, of
 }

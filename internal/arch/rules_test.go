@@ -21,6 +21,8 @@ var exceptions = []exception{
 	{"no sleep in tests", "fs/fuse/fault_test.go", "only the kernel knows that a client's read has begun, which a signal must meet"},
 	{"no sleep in tests", "nfsd/rpc/server_test.go", "waits for the operating system to close real connections, which gives no sign"},
 	{"import chain", "cmd/holdfast", "eight, until chunkstore leaves the choice of a backend to appliance/node"},
+	{"import chain", "cmd/holdfastd", "likewise: what the strategies share stands between them and the store"},
+	{"import chain", "appliance/cli", "likewise"},
 	{"import chain", "cmd/holdfast-lab", "eight: an installation is made of a data center, that of a host, that of real parts"},
 	{"file size", "fs/overlay/model_test.go", "three lines over"},
 	{"function size", "appliance/node/import.go", "one import, step by step"},

@@ -130,7 +130,7 @@ func (c *Client) StartBackup(ctx context.Context, s api.BackupSpec) (t appliance
 	if err != nil {
 		return t, err
 	}
-	return post[appliance.Task](ctx, c, path, api.RunSpec{Manager: s.Manager, Full: s.Full, Strategy: s.Strategy})
+	return post[appliance.Task](ctx, c, path, api.RunSpec{Manager: s.Manager, Full: s.Full, Strategy: s.Strategy, KeepSnapshot: s.KeepSnapshot})
 }
 
 // StartInstant implements api.Service.

@@ -200,7 +200,7 @@ func starts(t *testing.T, c *client.Client, s *apitest.Service) {
 	if err := c.RemoveManager(ctx, "lab one/two?"); err != nil {
 		t.Error(err)
 	}
-	running("StartBackup", appliance.TaskBackup)(c.StartBackup(ctx, api.BackupSpec{VM: "web", Manager: "lab", Full: true, Strategy: "cbt"}))
+	running("StartBackup", appliance.TaskBackup)(c.StartBackup(ctx, api.BackupSpec{VM: "web", Manager: "lab", Full: true, Strategy: "transfer", KeepSnapshot: true}))
 	running("StartBackup", appliance.TaskBackup)(c.StartBackup(ctx, api.BackupSpec{VM: "web"}))
 	i := api.InstantSpec{Point: "web@latest", Manager: "lab", Name: "w2", Cluster: "c", PowerOn: true, MigrateTo: "san", Format: "raw"}
 	session, task, err := c.StartInstant(ctx, i)
@@ -232,7 +232,7 @@ func starts(t *testing.T, c *client.Client, s *apitest.Service) {
 	same(t, "ConfirmClock", s.Store)(c.ConfirmClock(ctx))
 	want := []string{
 		`AddManager {Name:x URL:engine User:a@b Password:päss"word CA:pem` + "\n" + ` Fingerprint:ff}`, "RemoveManager lab one/two?",
-		"StartBackup {VM:web Manager:lab Full:true Strategy:cbt}", "StartBackup {VM:web Manager: Full:false Strategy:}",
+		"StartBackup {VM:web Manager:lab Full:true Strategy:transfer KeepSnapshot:true}", "StartBackup {VM:web Manager: Full:false Strategy: KeepSnapshot:false}",
 		"StartInstant {Point:web@latest Manager:lab Name:w2 Cluster:c PowerOn:true MigrateTo:san Format:raw}",
 		"StartRestore {Point:web@latest Manager: Name:w3 Cluster: StorageDomain:san Disks:[0 2] Networks:map[a:b] MAC:keep Verify:full PowerOn:false}",
 		"PlanRestore {Point:web@latest Manager: Name:w3 Cluster: StorageDomain:san Disks:[0 2] Networks:map[a:b] MAC:keep Verify:full PowerOn:false}",

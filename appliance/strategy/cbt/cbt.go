@@ -24,10 +24,8 @@ import (
 	"context"
 	"time"
 
-	"github.com/holdfast-backup/holdfast/appliance"
 	"github.com/holdfast-backup/holdfast/appliance/ovirt"
-	"github.com/holdfast-backup/holdfast/appliance/ovirt/imageio"
-	"github.com/holdfast-backup/holdfast/chunkstore"
+	"github.com/holdfast-backup/holdfast/appliance/strategy"
 )
 
 // Backups is what the engine client does for backups.
@@ -46,11 +44,9 @@ type Checkpoints interface {
 
 // Transfers is what it does for image transfers.
 type Transfers interface {
+	strategy.Transfers
 	StartTransfer(ctx context.Context, s ovirt.TransferSpec) (ovirt.Transfer, error)
-	Transfer(ctx context.Context, id ovirt.ID) (ovirt.Transfer, error)
 	Transfers(ctx context.Context, backup ovirt.ID) ([]ovirt.Transfer, error)
-	FinalizeTransfer(ctx context.Context, id ovirt.ID) error
-	CancelTransfer(ctx context.Context, id ovirt.ID) error
 }
 
 // Engine is the engine client.
@@ -61,34 +57,12 @@ type Engine interface {
 	VM(ctx context.Context, id ovirt.ID) (ovirt.VM, error)
 	VMConfig(ctx context.Context, id ovirt.ID) (string, error)
 	Disks(ctx context.Context, vm ovirt.ID) ([]ovirt.Disk, error)
+	Snapshots(ctx context.Context, vm ovirt.ID) ([]ovirt.Snapshot, error)
+	RemoveSnapshot(ctx context.Context, vm, id ovirt.ID) error
 }
 
 // Image is an open image transfer.
-type Image interface {
-	// Size returns the disk's virtual size in bytes.
-	Size() int64
-	// Extents reports the whole image in order; dirty tells changes too.
-	Extents(ctx context.Context, dirty bool, visit func(imageio.Extent) error) error
-	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
-	// ReadBytes counts what came over the wire.
-	ReadBytes() int64
-	Close() error
-}
-
-// Store is what a run needs of the chunk store.
-type Store interface {
-	Points(ctx context.Context) ([]*chunkstore.Point, []error)
-	Begin(when time.Time, labels map[string]string, config []byte) *chunkstore.Session
-}
-
-// Reporter is told how far a run is; a task's handle is one.
-type Reporter interface {
-	Step(name string)
-	StepFailed() // the steps that follow undo what was begun
-	Detail(text string)
-	Note(text string)
-	Progress(p appliance.Progress)
-}
+type Image = strategy.Image
 
 // Journal keeps Run records, durably on return.
 type Journal interface {
@@ -106,6 +80,8 @@ type Run struct {
 	Began   time.Time   `json:"began"`
 	Tries   []RunBackup `json:"tries"`         // backups that may exist on the engine, the last one being worked on
 	Old     ovirt.ID    `json:"old,omitempty"` // our checkpoint of the parent point; to be removed once committed
+	// Snapshot was kept by a backup of another strategy for its next one, and is to be removed once committed.
+	Snapshot ovirt.ID `json:"old_snapshot,omitempty"`
 }
 
 // RunBackup is a backup that was asked for. Its transfers are found by its ID.
@@ -119,28 +95,18 @@ type RunBackup struct {
 type Options struct {
 	Engine  Engine
 	Open    func(ctx context.Context, t ovirt.Transfer) (Image, error)
-	Store   Store
+	Store   strategy.Store
 	Journal Journal
-	Report  Reporter
+	Report  strategy.Reporter
 	Manager string
 	VM      ovirt.VM
 	RunID   string
 	Task    string
+	Why     string        // why this strategy, for the point; may be empty
 	Full    bool          // read everything
 	Poll    time.Duration // default 1 s
 	// Patience is how long an engine may not answer before the run is given up; default 300 times Poll.
 	Patience time.Duration
 	Now      func() time.Time
 	NewID    func() ovirt.ID // default: a random UUID
-}
-
-// Result says what a run did.
-type Result struct {
-	Point       *chunkstore.Point
-	Incremental bool   // every disk was
-	Reason      string // why not, if it was not
-	ReadBytes   int64  // over the wire
-	DirtyBytes  int64  // said to have changed, or to be data
-	Stats       chunkstore.Stats
-	DataBytes   int64 // of the point's disks that are not zeros
 }

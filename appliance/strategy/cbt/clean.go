@@ -17,7 +17,7 @@ func (b *backup) finish(ctx context.Context, id ovirt.ID) error {
 	if errs.Is(refused, errs.NotFound) {
 		return nil // purged: it is over
 	}
-	return b.poll(ctx, finishWithin, func() (bool, error) {
+	return b.wait.Until(ctx, finishWithin, func() (bool, error) {
 		got, err := b.Engine.Backup(ctx, b.run.VM, id)
 		if errs.Is(err, errs.NotFound) {
 			return true, nil
@@ -61,6 +61,10 @@ func (b *backup) afterCommit(ctx context.Context) {
 			b.Report.Note("The old checkpoint could not be removed yet; the node goes on trying: " + err.Error())
 		}
 	}
+	if err := b.removeSnapshot(ctx); err != nil {
+		done = false
+		b.Report.Note("The snapshot that the last point had kept could not be removed yet; the node goes on trying: " + err.Error())
+	}
 	if done {
 		if err := b.Journal.ForgetRun(b.run.ID); err != nil && !errs.Is(err, errs.NotFound) {
 			b.Report.Note("The run's record could not be removed: " + err.Error())
@@ -68,8 +72,31 @@ func (b *backup) afterCommit(ctx context.Context) {
 	}
 }
 
+// removeSnapshot removes what another strategy has kept, and waits until it is merged. For a moment after it was asked for
+// the engine still shows it as ok, and refuses to be asked again.
+func (b *backup) removeSnapshot(ctx context.Context) error {
+	if b.run.Snapshot == "" {
+		return nil
+	}
+	return b.wait.Until(ctx, finishWithin, func() (bool, error) {
+		all, err := b.Engine.Snapshots(ctx, b.run.VM)
+		if err != nil {
+			return false, err
+		}
+		i := slices.IndexFunc(all, func(s ovirt.Snapshot) bool { return s.ID == b.run.Snapshot })
+		if i < 0 || all[i].Status != "ok" {
+			return i < 0, nil
+		}
+		err = b.Engine.RemoveSnapshot(ctx, b.run.VM, b.run.Snapshot)
+		if errs.Is(err, errs.Busy) || errs.Is(err, errs.NotFound) {
+			err = nil
+		}
+		return false, err
+	})
+}
+
 func (b *backup) removeCheckpoint(ctx context.Context, id ovirt.ID) error {
-	return b.poll(ctx, finishWithin, func() (bool, error) {
+	return b.wait.Until(ctx, finishWithin, func() (bool, error) {
 		err := b.Engine.RemoveCheckpoint(ctx, b.run.VM, id)
 		if errs.Is(err, errs.Busy) {
 			return false, nil
@@ -105,19 +132,19 @@ func (b *backup) clean(ctx context.Context, cause error) error {
 // undo ends a backup's transfers and the backup, and removes the checkpoint it made.
 func (b *backup) undo(ctx context.Context, t RunBackup) error {
 	var transfers []ovirt.Transfer
-	if err := b.patient(ctx, func() (err error) {
+	if err := b.wait.Patiently(ctx, func() (err error) {
 		transfers, err = b.Engine.Transfers(ctx, t.ID)
 		return err
 	}); err != nil {
 		return err
 	}
 	for _, x := range transfers {
-		if err := b.cancelTransfer(ctx, x); err != nil {
+		if err := b.wait.Cancel(ctx, x); err != nil {
 			return err
 		}
 	}
 	var got ovirt.Backup
-	err := b.patient(ctx, func() (err error) {
+	err := b.wait.Patiently(ctx, func() (err error) {
 		got, err = b.Engine.Backup(ctx, b.run.VM, t.ID)
 		return err
 	})
@@ -134,23 +161,6 @@ func (b *backup) undo(ctx context.Context, t RunBackup) error {
 
 // over tells whether a backup holds nothing any more.
 func over(p ovirt.BackupPhase) bool { return p == ovirt.BackupSucceeded || p == ovirt.BackupFailed }
-
-// cancelTransfer gives a transfer up and waits until it is over.
-func (b *backup) cancelTransfer(ctx context.Context, t ovirt.Transfer) error {
-	if !ended(t.Phase) || t.Phase == ovirt.TransferPausedSystem {
-		err := b.patient(ctx, func() error { return b.Engine.CancelTransfer(ctx, t.ID) })
-		if err != nil && !errs.Is(err, errs.NotFound) {
-			return err
-		}
-	}
-	return b.poll(ctx, finishWithin, func() (bool, error) {
-		t, err := b.Engine.Transfer(ctx, t.ID)
-		if errs.Is(err, errs.NotFound) {
-			return true, nil
-		}
-		return finished(t.Phase), err
-	})
-}
 
 // removeMade removes the checkpoint that a backup made. Which one it is says the record, or the engine, or, if we were
 // killed in between and the engine has forgotten the backup, that it was not there before and is the last of its chain
@@ -169,7 +179,7 @@ func (b *backup) removeMade(ctx context.Context, t RunBackup, to ovirt.ID) error
 // "". After an error the record stays, and Recover is called again.
 func Recover(ctx context.Context, o Options, run Run) (point string, err error) {
 	o.defaults()
-	b := &backup{Options: o, run: run}
+	b := &backup{Options: o, wait: o.waiting(), run: run}
 	points, bad := o.Store.Points(ctx)
 	if points == nil && len(bad) > 0 {
 		return "", bad[0]
@@ -191,6 +201,11 @@ func Recover(ctx context.Context, o Options, run Run) (point string, err error) 
 	}
 	if point != "" && run.Old != "" && run.Old != b.live.ToCheckpoint {
 		if err := b.removeCheckpoint(ctx, run.Old); err != nil {
+			return point, errs.Wrap("clean up after run", run.ID, err)
+		}
+	}
+	if point != "" {
+		if err := b.removeSnapshot(ctx); err != nil {
 			return point, errs.Wrap("clean up after run", run.ID, err)
 		}
 	}

@@ -42,6 +42,7 @@ type engine struct {
 	awayLate    bool // it carries out the first of them
 	lose        bool // the next incremental backup fails once it has started
 	refuse      bool // finalising is refused once, as with an active transfer
+	snapshots   []ovirt.Snapshot
 	next        int
 }
 
@@ -224,6 +225,18 @@ func (e *engine) RemoveCheckpoint(_ context.Context, _, id ovirt.ID) error {
 		for _, d := range e.disks {
 			delete(d.dirty, id)
 		}
+		return nil
+	})
+}
+
+func (e *engine) Snapshots(context.Context, ovirt.ID) (out []ovirt.Snapshot, err error) {
+	err = e.call(func() error { out = slices.Clone(e.snapshots); return nil })
+	return
+}
+
+func (e *engine) RemoveSnapshot(_ context.Context, _, id ovirt.ID) error {
+	return e.call(func() error {
+		e.snapshots = slices.DeleteFunc(e.snapshots, func(s ovirt.Snapshot) bool { return s.ID == id })
 		return nil
 	})
 }

@@ -3,7 +3,6 @@ package cbt
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/holdfast-backup/holdfast/appliance"
 	"github.com/holdfast-backup/holdfast/appliance/ovirt"
+	"github.com/holdfast-backup/holdfast/appliance/strategy"
 	"github.com/holdfast-backup/holdfast/chunkstore"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 )
@@ -30,9 +30,9 @@ const (
 )
 
 // Backup runs one backup and returns the committed point.
-func Backup(ctx context.Context, o Options) (*Result, error) {
+func Backup(ctx context.Context, o Options) (*strategy.Result, error) {
 	o.defaults()
-	b := &backup{Options: o, run: Run{
+	b := &backup{Options: o, wait: o.waiting(), run: Run{
 		ID: o.RunID, Task: o.Task, Manager: o.Manager, VM: o.VM.ID, VMName: o.VM.Name, Began: o.Now().UTC(),
 	}}
 	res, err := b.all(ctx)
@@ -61,11 +61,16 @@ func (o *Options) defaults() {
 	}
 }
 
+func (o *Options) waiting() strategy.Following {
+	return strategy.Following{Waiting: strategy.Waiting{Poll: o.Poll, Patience: o.Patience, Report: o.Report}, Engine: o.Engine}
+}
+
 // backup is one run at work.
 type backup struct {
 	Options
 	run      Run
-	disks    []disk
+	wait     strategy.Following
+	disks    []strategy.Disk
 	parent   *chunkstore.Point // nil: everything is read
 	reason   string            // why there is no parent, or not all is incremental
 	config   appliance.PointConfig
@@ -73,14 +78,7 @@ type backup struct {
 	warnings []string
 }
 
-// disk is a disk to be read.
-type disk struct {
-	appliance.PointDisk
-	incremental bool
-	parent      *chunkstore.Parent
-}
-
-func (b *backup) all(ctx context.Context) (*Result, error) {
+func (b *backup) all(ctx context.Context) (*strategy.Result, error) {
 	b.Report.Step("check")
 	if err := b.check(ctx); err != nil {
 		return nil, err
@@ -120,13 +118,8 @@ func (b *backup) check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if vm.HostedHere {
-		return errs.Text("check VM", vm.Name, errs.Unsupported, "it is the engine's own VM, which oVirt does not let be backed up this way").
-			WithNext("Back the engine up with engine-backup.")
-	}
-	if vm.Status != ovirt.VMUp && vm.Status != ovirt.VMDown {
-		return errs.Text("check VM", vm.Name, errs.Busy, "it is "+string(vm.Status)+", and has to be up or down").
-			WithNext("Run the backup again when the VM has settled.")
+	if err := strategy.Settled(vm); err != nil {
+		return err
 	}
 	b.VM = vm
 	disks, err := b.Engine.Disks(ctx, vm.ID)
@@ -140,88 +133,48 @@ func (b *backup) check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if strings.Contains(ovf, "<TpmEnabled>true") || strings.Contains(ovf, "Q35_SECURE_BOOT") {
-		b.warnings = append(b.warnings, "The VM has a TPM or secure boot: oVirt does not give out their state, so a restored VM begins with an empty one.")
-	}
-	b.config = appliance.PointConfig{
-		Version: 1, VMID: string(vm.ID), VMName: vm.Name, MemoryMiB: vm.MemoryMiB, Cluster: string(vm.Cluster), OVF: ovf,
-		Tags: vm.Tags, Consistency: appliance.ConsistencyCrash,
-	}
+	var warnings []string
+	b.config, warnings = strategy.Config(vm, ovf)
+	b.warnings = append(b.warnings, warnings...)
 	return nil
 }
 
 // pickDisks sorts out what can be read. What cannot be backed up at all is told, loudly; what could be, after a change of
 // a setting, is an error: a backup that quietly lacks a disk is none.
-func (b *backup) pickDisks(all []ovirt.Disk) error {
-	byID := map[ovirt.ID]ovirt.Disk{}
-	for _, d := range all {
-		byID[d.ID] = d
+func (b *backup) pickDisks(all []ovirt.Disk) (err error) {
+	if b.disks, b.warnings, err = strategy.Readable(b.VM, all, "oVirt's backup API"); err != nil {
+		return err
 	}
 	var disabled []string
-	for _, a := range b.VM.Disks {
-		d, ok := byID[a.Disk]
-		switch {
-		case !ok:
-			continue
-		case d.Storage != "" && d.Storage != "image":
-			b.warnings = append(b.warnings, fmt.Sprintf("Disk %s is a %s disk: oVirt's backup API cannot read it. It is NOT in the backup.", d.Alias, d.Storage))
-			continue
-		case d.Shareable:
-			b.warnings = append(b.warnings, fmt.Sprintf("Disk %s is shareable: oVirt's backup API cannot read it. It is NOT in the backup.", d.Alias))
-			continue
-		case !a.Active:
-			b.warnings = append(b.warnings, fmt.Sprintf("Disk %s is not active. It is NOT in the backup.", d.Alias))
-			continue
-		case d.Status != ovirt.DiskOK:
-			return errs.Text("check disk", d.Alias, errs.Busy, "it is "+string(d.Status)).
-				WithNext("Something else works on the disk: run the backup again when it is done.")
-		case !d.Incremental:
+	for _, d := range b.disks {
+		if !d.Tracked {
 			disabled = append(disabled, d.Alias)
-			continue
 		}
-		b.disks = append(b.disks, disk{PointDisk: appliance.PointDisk{
-			Number: -1, ID: string(d.ID), Alias: d.Alias, Interface: a.Interface, Bootable: a.Bootable,
-			Format: string(d.Format), SizeBytes: d.Provisioned,
-		}})
 	}
 	if len(disabled) > 0 {
 		return errs.Text("check disks", strings.Join(disabled, ", "), errs.Unsupported, "incremental backup is not enabled").
-			WithNext("In the engine, edit each of these disks and tick \"Enable Incremental Backup\" (a raw disk has to become qcow2 first), then run the backup again.")
+			WithNext("In the engine, edit each of these disks and tick \"Enable Incremental Backup\" (a raw disk has to become qcow2 first), then run the backup again; or run it with --strategy transfer.")
 	}
 	if len(b.disks) == 0 {
 		return errs.Text("check disks", b.VM.Name, errs.Unsupported, "the VM has no disk that the backup API can read").
 			WithNext("Attach a disk to it in the engine, or choose another VM; `holdfast vm show " + b.VM.Name + "` lists its disks.")
 	}
-	slices.SortStableFunc(b.disks, func(x, y disk) int { // the boot disk first
-		switch {
-		case x.Bootable == y.Bootable:
-			return 0
-		case x.Bootable:
-			return -1
-		}
-		return 1
-	})
 	return nil
 }
 
 // chooseParent finds the point to build on: the VM's last one, if its checkpoint is still there and believed in.
 func (b *backup) chooseParent(ctx context.Context) error {
-	points, bad := b.Store.Points(ctx)
-	if points == nil && len(bad) > 0 {
-		return bad[0]
-	}
-	var last *chunkstore.Point
-	for _, p := range points {
-		if p.Labels[appliance.LabelVMID] == string(b.VM.ID) && p.Labels[appliance.LabelManager] == b.Manager {
-			last = p
-		}
+	last, err := strategy.Last(ctx, b.Store, b.Manager, b.VM.ID)
+	if err != nil {
+		return err
 	}
 	checkpoint := ovirt.ID("")
 	if last != nil {
 		checkpoint = ovirt.ID(last.Labels[appliance.LabelCheckpoint])
+		b.run.Snapshot = ovirt.ID(last.Labels[appliance.LabelSnapshot])
 	}
 	b.run.Old = checkpoint
-	b.number(last)
+	strategy.Number(b.disks, last)
 	switch {
 	case last == nil:
 		b.reason = "it is the first backup of this VM"
@@ -244,40 +197,7 @@ func (b *backup) chooseParent(ctx context.Context) error {
 			b.parent = last
 		}
 	}
-	// Even a full read shares with the last point what is equal: known chunks are recognised there first.
-	for i := range b.disks {
-		if last == nil {
-			continue
-		}
-		if d, err := last.Disk(b.disks[i].Number); err == nil {
-			b.disks[i].parent = &chunkstore.Parent{Point: last, Disk: d}
-		}
-	}
 	return nil
-}
-
-// number gives each disk its number: the one it has in the last point, else the next free one.
-func (b *backup) number(last *chunkstore.Point) {
-	have, next := map[string]int{}, 0
-	if last != nil {
-		if c, err := appliance.ParsePointConfig(last.Config); err == nil && c != nil {
-			for _, d := range c.Disks {
-				have[d.ID] = d.Number
-			}
-		}
-		for _, d := range last.Disks {
-			next = max(next, d.Number+1)
-		}
-	}
-	for i := range b.disks {
-		n, ok := have[b.disks[i].ID]
-		if !ok {
-			n = next
-			next++
-		}
-		b.disks[i].Number = n
-	}
-	slices.SortFunc(b.disks, func(x, y disk) int { return x.Number - y.Number })
 }
 
 // start begins the backup; if the checkpoint turns out to be lost, a full one, once.
@@ -335,7 +255,7 @@ func (b *backup) try(ctx context.Context) error {
 // long, since somebody may wait for us.
 func (b *backup) ask(ctx context.Context, spec ovirt.BackupSpec) error {
 	var locked error
-	err := b.poll(ctx, lockedWithin, func() (bool, error) {
+	err := b.wait.Until(ctx, lockedWithin, func() (bool, error) {
 		_, err := b.Engine.StartBackup(ctx, b.VM.ID, spec)
 		if locked = nil; errs.Is(err, errs.Busy) {
 			locked = err
@@ -352,7 +272,7 @@ func (b *backup) ask(ctx context.Context, spec ovirt.BackupSpec) error {
 
 func (b *backup) awaitReady(ctx context.Context, id ovirt.ID) (ovirt.Backup, error) {
 	var got ovirt.Backup
-	err := b.poll(ctx, readyWithin, func() (done bool, err error) {
+	err := b.wait.Until(ctx, readyWithin, func() (done bool, err error) {
 		if got, err = b.Engine.Backup(ctx, b.VM.ID, id); err != nil {
 			return false, err
 		}
@@ -373,7 +293,7 @@ func (b *backup) awaitReady(ctx context.Context, id ovirt.ID) (ovirt.Backup, err
 // modes asks what each disk can deliver.
 func (b *backup) modes(ctx context.Context) error {
 	var list []ovirt.BackupDisk
-	if err := b.patient(ctx, func() (err error) {
+	if err := b.wait.Patiently(ctx, func() (err error) {
 		list, err = b.Engine.BackupDisks(ctx, b.VM.ID, b.live.ID)
 		return err
 	}); err != nil {
@@ -385,9 +305,9 @@ func (b *backup) modes(ctx context.Context) error {
 	}
 	for i := range b.disks {
 		d := &b.disks[i]
-		d.incremental = b.parent != nil && can[d.ID] && d.parent != nil
+		d.Incremental = b.parent != nil && can[d.ID] && d.Parent != nil
 		d.Mode = "full"
-		if d.incremental {
+		if d.Incremental {
 			d.Mode = "incremental"
 		} else if b.parent != nil {
 			b.reason = "the engine does not know what changed on disk " + d.Alias
@@ -407,8 +327,11 @@ func (b *backup) labels() map[string]string {
 		appliance.LabelSource: b.Manager + ", VM " + b.VM.Name, appliance.LabelConsistency: b.config.Consistency,
 		appliance.LabelCheckpoint: string(b.live.ToCheckpoint), appliance.LabelMode: "incremental",
 	}
+	if b.Why != "" {
+		l[appliance.LabelStrategyReason] = b.Why
+	}
 	if b.reason != "" {
-		l[appliance.LabelMode] = "full"
+		l[appliance.LabelMode], l[appliance.LabelModeReason] = "full", b.reason
 	}
 	if b.parent != nil {
 		l[appliance.LabelParent] = string(b.parent.ID)

@@ -25,7 +25,8 @@ func TestBadBackups(t *testing.T) {
 	}
 	y.fails(codeNotFound, []string{"nothing", "name or ID", "vm list"}, run("nothing")...)
 	y.fails(codeNotFound, []string{"manager prod", "manager list"}, run("web1", "--manager", "prod")...)
-	y.fails(codeUsage, []string{"--strategy", "auto or cbt"}, run("web1", "--strategy", "magic")...)
+	y.fails(codeUsage, []string{"--strategy", "auto, cbt or transfer"}, run("web1", "--strategy", "magic")...)
+	y.fails(codeUsage, []string{"--keep-snapshot", "transfer"}, run("web1", "--strategy", "cbt", "--keep-snapshot")...)
 	y.fails(codeUsage, []string{"a VM"}, "backup", "run")
 	t.Run("two managers", func(t *testing.T) { y.in(t).twoManagers() })
 	t.Run("no disks", func(t *testing.T) {
@@ -36,16 +37,18 @@ func TestBadBackups(t *testing.T) {
 	t.Run("raw", func(t *testing.T) {
 		y := y.in(t)
 		y.vm(engine.VMSeed{Name: "raw", Disks: []engine.DiskSeed{{Alias: "raw_data", Format: "raw"}}})
-		y.fails(codeFailed, []string{"raw_data", "raw", "qcow2"}, run("raw")...)
-		if out := y.works(nil, "vm", "show", "raw"); !strings.Contains(out.Stdout, "NOT BACKED UP: raw") {
-			t.Error("vm show does not say that the disk is not backed up")
+		y.fails(codeFailed, []string{"raw_data", "raw", "qcow2", "--strategy transfer"}, run("raw", "--strategy", "cbt")...)
+		if out := y.works(nil, "vm", "show", "raw"); !strings.Contains(out.Stdout, "every backup reads all of it") {
+			t.Error("vm show does not say that changes of the disk are not tracked")
 		}
+		y.byTransfer("raw", "raw_data is raw")
 	})
 	t.Run("not incremental", func(t *testing.T) {
 		y := y.in(t)
 		disk := y.vm(engine.VMSeed{Name: "plain", Disks: []engine.DiskSeed{{Alias: "plain_root"}}})[0]
 		y.fails(codeFailed, []string{"plain_root", "incremental backup is not enabled", "Enable Incremental Backup"},
-			run("plain")...)
+			run("plain", "--strategy", "cbt")...)
+		y.byTransfer("plain", "not enabled for disk plain_root")
 		y.admin(http.MethodPut, "/disks/"+disk, `<disk><backup>incremental</backup></disk>`)
 		y.until("the disk is free again", func() bool {
 			return strings.Contains(y.admin(http.MethodGet, "/disks/"+disk, ""), "<status>ok</status>")
@@ -54,8 +57,22 @@ func TestBadBackups(t *testing.T) {
 	})
 	t.Run("locked", func(t *testing.T) { y.in(t).lockedVM() })
 	y.works(nil, run("web1")...)
-	if n := y.points(); n != 4 {
-		t.Errorf("%d points, want one of plain and three of web1", n)
+	if n := y.points(); n != 6 {
+		t.Errorf("%d points, want one of raw, two of plain and three of web1", n)
+	}
+	y.clean("checkpoint")
+}
+
+// byTransfer backs up a VM that changed block tracking cannot back up: it is done in another way, and why is said.
+func (y *yard) byTransfer(vm, why string) {
+	y.t.Helper()
+	var done struct {
+		Notes  []string
+		Result map[string]any
+	}
+	y.works(&done, "backup", "run", vm, "--wait")
+	if done.Result["strategy"] != "transfer" || !strings.Contains(strings.Join(done.Notes, "\n"), why) {
+		y.t.Errorf("the backup is %v, with the notes %q", done.Result, done.Notes)
 	}
 	y.clean("checkpoint")
 }
