@@ -81,7 +81,7 @@ func (h *Host) backupTicket(want *imageio.Ticket, backup, disk string) error {
 
 // diskTicket serves a disk that no VM uses, and fills in the ticket.
 func (h *Host) diskTicket(ctx context.Context, t *ticket, want *imageio.Ticket, disk string) error {
-	place, err := h.placeOf(disk)
+	place, err := h.Where(disk)
 	if err != nil {
 		return err
 	}
@@ -105,8 +105,8 @@ func (h *Host) diskTicket(ctx context.Context, t *ticket, want *imageio.Ticket, 
 	return nil
 }
 
-// placeOf returns where a disk was last seen.
-func (h *Host) placeOf(disk string) (engine.DiskPlace, error) {
+// Where returns where a disk was last seen, with the volume on top.
+func (h *Host) Where(disk string) (engine.DiskPlace, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	d, known := h.places[disk]

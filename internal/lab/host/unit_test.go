@@ -124,7 +124,7 @@ func TestDomainsOnNFSGoToExportsAndLocalOnesDoNot(t *testing.T) {
 	if found, err := h.ScanDisks(ctx, "nfs"); err != nil || len(found) != 1 {
 		t.Errorf("scan: %v %v", found, err)
 	}
-	place, err := h.placeOf("disk")
+	place, err := h.Where("disk")
 	if want := (engine.DiskPlace{Domain: "nfs", Disk: "disk", Image: "image", Format: "cow", Size: 9}); err != nil || place != want {
 		t.Errorf("a disk that was found is at %+v, error %v", place, err)
 	}
@@ -135,7 +135,7 @@ func TestDomainsOnNFSGoToExportsAndLocalOnesDoNot(t *testing.T) {
 	if err := h.RemoveDisk(ctx, place); err != nil {
 		t.Error(err)
 	}
-	if _, err := h.placeOf("disk"); !errs.Is(err, errs.NotFound) {
+	if _, err := h.Where("disk"); !errs.Is(err, errs.NotFound) {
 		t.Errorf("a removed disk: %v", err)
 	}
 	want := "attach nfs pool;deactivate nfs;detach nfs;forget nfs;space nfs;probe 127.0.0.1:/sd soft;scan nfs;url nfs disk image;remove nfs disk"

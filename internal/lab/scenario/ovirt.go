@@ -45,27 +45,41 @@ type ovirt struct {
 // OVirt plays the main job with oVirt from beginning to end: back a running VM up, start it from its backup, migrate it
 // to production storage while it runs, and leave nothing behind. It returns the first thing that is not as it should be.
 // It must run inside netns.Enter, since hosts ask for the NFS server at port 111.
-func OVirt(ctx context.Context, o OVirtOptions) (err error) {
+func OVirt(ctx context.Context, o OVirtOptions) error {
 	if err := parts.Need(parts.Machine, parts.Imageio); err != nil {
 		return err
 	}
+	p, err := newOVirt(o)
+	if err != nil {
+		return err
+	}
+	return p.play(ctx, p.steps())
+}
+
+func newOVirt(o OVirtOptions) (*ovirt, error) {
 	if o.Address == "" {
 		o.Address = "127.0.0.1"
 	}
+	var err error
 	if o.WorkDir, err = filepath.Abs(o.WorkDir); err != nil {
-		return errs.Wrap("find", o.WorkDir, err)
+		return nil, errs.Wrap("find", o.WorkDir, err)
 	}
 	if err := findPrograms(o.BinDir); err != nil {
-		return err
+		return nil, err
 	}
 	p := &ovirt{opts: o, tell: newNarrator(o.Out)}
 	if p.log, err = os.Create(filepath.Join(o.WorkDir, "lab.log")); err != nil {
-		return errs.Wrap("write", "the lab's log", err)
+		return nil, errs.Wrap("write", "the lab's log", err)
 	}
+	return p, nil
+}
+
+// play plays the steps and ends everything.
+func (p *ovirt) play(ctx context.Context, steps []step) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer p.end()
-	err = play(ctx, cancel, p.tell, p.steps())
+	err := play(ctx, cancel, p.tell, steps)
 	if err != nil {
 		p.showLog()
 	}

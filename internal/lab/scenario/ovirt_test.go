@@ -34,3 +34,24 @@ func TestOVirt(t *testing.T) {
 		})
 	}
 }
+
+// TestTransfer plays backups through snapshots.
+func TestTransfer(t *testing.T) {
+	if os.Getenv(realParts) != "1" {
+		t.Skip("boots a real machine; `make test` runs it")
+	}
+	bin := programs(t)
+	cache, err := parts.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk, err := debian.Build(t.Context(), debian.Options{CacheDir: cache, Log: t.Output()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := scenario.Transfer(t.Context(), scenario.OVirtOptions{
+		Options: scenario.Options{BinDir: bin, WorkDir: t.TempDir(), Disk: disk.QCOW2, Out: t.Output()}, Scale: 0.05,
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
