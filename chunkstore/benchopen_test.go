@@ -183,10 +183,6 @@ func benchOpen(b *testing.B, dir string, o Options, before func()) {
 	b.ReportMetric(afterOpen, "MiB-anon-open")
 	b.ReportMetric(afterLookUps, "MiB-anon-look-ups")
 	b.ReportMetric(middle(found), "look-up-p50-us")
-	if chunks := float64(marks) * largePack; chunks >= 1e7 {
-		// As if all that opening and looking up has added grew with the chunks, which most of it does not.
-		b.ReportMetric((afterLookUps-atFirst)*(1<<20)*1e8/chunks/1e9, "GB-at-100M")
-	}
 }
 
 // anonMiB returns the memory of this process that no file stands behind.

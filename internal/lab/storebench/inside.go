@@ -30,10 +30,13 @@ func (b *bed) inside(ctx context.Context) error {
 	if b.opts.Few {
 		times, chunks, label = "1x", 100_000, "0.1M"
 	}
+	small := []string{"HOLDFAST_BENCH_STORE=" + b.path("large"), "HOLDFAST_BENCH_CHUNKS=" + strconv.Itoa(chunks/10)}
 	large := []string{"HOLDFAST_BENCH_STORE=" + b.path("large"), "HOLDFAST_BENCH_CHUNKS=" + strconv.Itoa(chunks)}
 	for _, run := range []inside{
 		{name: "Disk", times: times, env: []string{"HOLDFAST_BENCH_DISK=" + b.disks[0].path}},
 		{name: "Change", times: times},
+		{name: "OpenMake", label: label + "/10", times: "1x", env: small},
+		{name: "OpenClean", label: label + "/10", times: times, env: small},
 		{name: "OpenMake", label: label, times: "1x", env: large},
 		{name: "OpenClean", label: label, times: times, env: large},
 		{name: "OpenKilled", label: label, times: times, env: large},
@@ -42,7 +45,20 @@ func (b *bed) inside(ctx context.Context) error {
 			return err
 		}
 	}
+	b.figures = append(b.figures, atHundred(b.figures)...)
 	return os.RemoveAll(b.path("large"))
+}
+
+// atHundred calculates the memory of an index of 100 million chunks from what 1 and 10 million took: most of it does not
+// grow with the chunks (buffers, caches), and what grows shows between the two.
+func atHundred(figures []Figure) []Figure {
+	const unit = "MiB-anon-look-ups"
+	one, ten := find(figures, "OpenClean/10M/10", unit), find(figures, "OpenClean/10M", unit)
+	if one == nil || ten == nil {
+		return nil
+	}
+	mib := ten.Value + max(0, ten.Value-one.Value)*10
+	return []Figure{{"OpenClean/10M", "GB-at-100M", mib * (1 << 20) / 1e9}}
 }
 
 // inside is a benchmark of the store, which is run in a process of its own.

@@ -210,6 +210,16 @@ func TestTable(t *testing.T) {
 	}
 }
 
+func TestAtHundred(t *testing.T) {
+	got := atHundred([]Figure{{"OpenClean/10M/10", "MiB-anon-look-ups", 70}, {"OpenClean/10M", "MiB-anon-look-ups", 100}})
+	if len(got) != 1 || got[0].Value != 400*float64(1<<20)/1e9 || got[0].Unit != "GB-at-100M" {
+		t.Errorf("%v", got)
+	}
+	if got := atHundred(nil); got != nil {
+		t.Errorf("of nothing: %v", got)
+	}
+}
+
 // TestOurOtherSettings: a setting of ours that is cheap is no peer, and is held against the peers like the default.
 func TestOurOtherSettings(t *testing.T) {
 	var r results
