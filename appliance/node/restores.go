@@ -91,12 +91,17 @@ func (n *Node) StartRestore(ctx context.Context, s api.RestoreSpec) (appliance.R
 	if err != nil {
 		return appliance.Restore{}, appliance.Task{}, err
 	}
+	n.mu.Lock() // two restores must not choose the same name
+	defer n.mu.Unlock()
+	if err := n.nameIsFree(r); err != nil {
+		return appliance.Restore{}, appliance.Task{}, err
+	}
 	r.Task = task.NewID()
 	if err := n.KeepRestore(*r); err != nil {
 		return appliance.Restore{}, appliance.Task{}, err
 	}
 	shown := r.Restore
-	t, err := n.begin(restoreObject(r), restoreTask(r), func(ctx context.Context, h *task.Handle) (map[string]any, error) {
+	t, err := n.beginLocked(restoreObject(r), restoreTask(r), func(ctx context.Context, h *task.Handle) (map[string]any, error) {
 		for _, note := range r.Notes {
 			h.Note(note)
 		}
@@ -106,6 +111,21 @@ func (n *Node) StartRestore(ctx context.Context, s api.RestoreSpec) (appliance.R
 		err = errors.Join(err, n.dropRestore(r))
 	}
 	return shown, t, err
+}
+
+// nameIsFree refuses a name that another restore is going to use: the engine would only see that when all disks are there.
+func (n *Node) nameIsFree(r *restore.Record) error {
+	all, bad := n.restores()
+	if len(bad) > 0 {
+		return bad[0]
+	}
+	for _, x := range all {
+		if x.VM == r.VM && x.Manager == r.Manager && !x.Ended() {
+			return errs.Text("name VM", r.VM, errs.Exists, "task "+x.Task+" is restoring a VM of that name").
+				WithNext("Choose another name with --name, or wait for it: holdfast task watch " + x.Task)
+		}
+	}
+	return nil
 }
 
 // dropRestore ends a restore that nothing was made for.

@@ -9,7 +9,9 @@ import (
 
 	"github.com/holdfast-backup/holdfast/appliance"
 	"github.com/holdfast-backup/holdfast/appliance/api"
+	"github.com/holdfast-backup/holdfast/appliance/catalog"
 	"github.com/holdfast-backup/holdfast/appliance/ovirt"
+	"github.com/holdfast-backup/holdfast/appliance/restore"
 	"github.com/holdfast-backup/holdfast/internal/errs"
 	"github.com/holdfast-backup/holdfast/internal/lab/datacenter"
 	"github.com/holdfast-backup/holdfast/internal/lab/engine"
@@ -94,5 +96,65 @@ func (y *yard) sameDisk(d ovirt.Disk) {
 	out, err := exec.CommandContext(y.t.Context(), "qemu-img", "compare", "-U", path, y.center.Host.Path(y.center.VMs[0].Disk)).CombinedOutput()
 	if err != nil {
 		y.t.Errorf("the disk differs: %v: %s", err, out)
+	}
+}
+
+// A name is taken from the moment at which somebody began to restore a VM of it.
+func TestNamesOfRestores(t *testing.T) {
+	n, _ := newNode(t)
+	r := &restore.Record{Restore: appliance.Restore{ID: "r1", VM: "web", Manager: "m", Task: "t1", State: appliance.RestoreUpload}}
+	if err := n.KeepRestore(*r); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.nameIsFree(r); !errs.Is(err, errs.Exists) || !strings.Contains(errs.NextStep(err), "t1") {
+		t.Error(err)
+	}
+	other := *r
+	other.Manager = "m2"
+	if err := n.nameIsFree(&other); err != nil {
+		t.Error("on another engine:", err)
+	}
+	r.State = appliance.RestoreFailed
+	if err := n.KeepRestore(*r); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.nameIsFree(r); err != nil {
+		t.Error("after its end:", err)
+	}
+}
+
+// What was written down and never begun does not begin by itself at the next start; what had ended is told as it ended.
+func TestRestoresAfterAStart(t *testing.T) {
+	n, again := newNode(t)
+	for _, r := range []restore.Record{
+		{Restore: appliance.Restore{ID: "r1", VM: "a", Manager: "m", Task: "t1", State: appliance.RestorePrepare}, OVF: "x"},
+		{Restore: appliance.Restore{ID: "r2", VM: "b", Manager: "m", Task: "t2", State: appliance.RestoreDone, VMID: "v"}},
+		{Restore: appliance.Restore{ID: "r3", VM: "c", Manager: "m", Task: "t3", State: appliance.RestoreFailed, Problem: &appliance.Problem{Code: "no-space"}}},
+	} {
+		if err := n.KeepRestore(r); err != nil {
+			t.Fatal(err)
+		}
+		if r.ID == "r1" {
+			continue
+		}
+		if err := n.catalog.Put(catalog.Tasks, r.Task, appliance.Task{ID: r.Task, Kind: appliance.TaskRestore, State: appliance.TaskRunning}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n = again()
+	r, err := n.GetRestore(t.Context(), "r1")
+	if err != nil || r.State != appliance.RestoreFailed || r.Problem == nil || r.Problem.Remedy == "" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	done, err := n.GetTask(t.Context(), "t2")
+	if err != nil || done.State != appliance.TaskSucceeded || done.Result["vm_id"] != "v" {
+		t.Errorf("%+v, %v", done, err)
+	}
+	failed, err := n.GetTask(t.Context(), "t3")
+	if err != nil || failed.State != appliance.TaskFailed || failed.Problem == nil || failed.Problem.Code != "no-space" {
+		t.Errorf("%+v, %v", failed, err)
+	}
+	if list, err := n.ListTasks(t.Context()); err != nil || len(list) != 2 {
+		t.Errorf("%d tasks, %v", len(list), err)
 	}
 }
