@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/holdfast-backup/holdfast/appliance"
@@ -358,4 +359,41 @@ type noStart struct{ Engine }
 
 func (noStart) StartVM(context.Context, ovirt.ID) error {
 	return errs.Text("start VM", "", errs.Unsupported, "no host has so much memory")
+}
+
+// An image that the engine finds unsound at the end goes, and is uploaded again; if that happens always, nothing is left.
+func TestEngineRefusesTheImage(t *testing.T) {
+	for _, times := range []int{1, 1000} {
+		w := newWorld(t)
+		r := w.prepare(w.request())
+		w.o.Engine = &unsound{Engine: w.client, times: times}
+		err := Run(t.Context(), w.o, r, w)
+		if times == 1 {
+			if err != nil || !has(w.notes, "begins again") {
+				t.Errorf("%v, %q", err, w.notes)
+			}
+			w.checkWhole(r)
+			continue
+		}
+		if !errs.Is(err, errs.Stale) {
+			t.Error(err)
+		}
+		w.checkNothing(r)
+	}
+}
+
+// unsound is an engine that gives uploads up when they are finalised.
+type unsound struct {
+	Engine
+	mu    sync.Mutex // guards times
+	times int
+}
+
+func (u *unsound) FinalizeTransfer(ctx context.Context, id ovirt.ID) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.times--; u.times >= 0 {
+		return u.CancelTransfer(ctx, id)
+	}
+	return u.Engine.FinalizeTransfer(ctx, id)
 }

@@ -36,6 +36,7 @@ type host struct {
 
 	mu      sync.Mutex // guards the rest
 	disks   map[string][]byte
+	dirty   map[string]bool   // written since the last flush
 	tickets map[string]string // disk by ticket
 	running map[string]bool
 	free    int64
@@ -151,6 +152,7 @@ func (h *host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			body = h.spoil(body, off)
 		}
 		copy(p[off:], body)
+		h.dirty[disk] = true
 	case r.Method == http.MethodPatch:
 		var op struct {
 			Op           string
@@ -163,6 +165,7 @@ func (h *host) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if op.Op == "zero" {
 			clear(p[op.Offset : op.Offset+op.Size])
 		}
+		h.dirty[disk] = op.Op == "zero"
 	}
 }
 
@@ -235,7 +238,7 @@ const (
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{t: t, images: map[int]image{}}
-	w.host = &host{disks: map[string][]byte{}, tickets: map[string]string{}, running: map[string]bool{}, free: 1 << 40}
+	w.host = &host{disks: map[string][]byte{}, dirty: map[string]bool{}, tickets: map[string]string{}, running: map[string]bool{}, free: 1 << 40}
 	s := httptest.NewTLSServer(w.host)
 	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
 	t.Cleanup(s.Close)
@@ -374,6 +377,9 @@ func (w *world) checkWhole(r *Record) ovirt.VM {
 			got, want := w.host.disks[d.ID], w.images[d.Number]
 			if int64(len(got)) != d.SizeBytes || string(got[:len(want)]) != string(want) || !isZero(got[len(want):]) {
 				w.t.Errorf("disk %d of %d bytes differs", i, len(got))
+			}
+			if w.host.dirty[d.ID] {
+				w.t.Errorf("disk %d was not flushed after the last write", i)
 			}
 		})
 	}
