@@ -68,7 +68,7 @@ func (c collector) Shrink(ctx context.Context, p collect.Pack, left []collect.Ch
 	if err != nil {
 		return 0, 0, err
 	}
-	before, err := c.occupied(ctx, f.rest())
+	before, err := c.s.occupied(ctx, f.rest())
 	if err != nil {
 		return 0, 0, err
 	}
@@ -80,7 +80,7 @@ func (c collector) Shrink(ctx context.Context, p collect.Pack, left []collect.Ch
 	if freed, err = b.Punch(ctx, f.name(), gaps); err != nil {
 		return 0, 0, err
 	}
-	after, err := c.occupied(ctx, f.rest())
+	after, err := c.s.occupied(ctx, f.rest())
 	return freed + before - after, len(gaps), err
 }
 
@@ -107,17 +107,6 @@ func (c collector) encodeRest(ctx context.Context, f packFile, left []collect.Ch
 	return rest, err
 }
 
-// occupied returns what an object takes, 0 if there is none.
-func (c collector) occupied(ctx context.Context, name string) (int64, error) {
-	infos, err := c.s.b.List(ctx, name)
-	for _, i := range infos {
-		if i.Name == name {
-			return i.Occupied, err
-		}
-	}
-	return 0, err
-}
-
 // Remove implements collect.Space. The rest goes last: alone, it is known for a leftover.
 func (c collector) Remove(ctx context.Context, p collect.Pack) (freed int64, err error) {
 	f := fileOf(p)
@@ -131,7 +120,7 @@ func (c collector) Remove(ctx context.Context, p collect.Pack) (freed int64, err
 	}
 	c.s.packs.forget(f.packKey)
 	c.s.dirs.Invalidate(f.number)
-	beside, err := c.occupied(ctx, f.rest())
+	beside, err := c.s.occupied(ctx, f.rest())
 	if err != nil {
 		return freed, err
 	}

@@ -166,11 +166,7 @@ func (n *Node) collectByItself(ctx context.Context) {
 }
 
 // working tells whether any task runs.
-func (n *Node) working() bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return len(n.busy) > 0
-}
+func (n *Node) working() bool { return n.workingBeside("") }
 
 // workingBeside tells whether any task runs but the one that works on an object.
 func (n *Node) workingBeside(object string) bool {
