@@ -2,7 +2,6 @@ package cbt
 
 import (
 	"context"
-	"encoding/json"
 	"slices"
 	"strings"
 	"time"
@@ -37,11 +36,7 @@ func Backup(ctx context.Context, o Options) (*strategy.Result, error) {
 	}}
 	res, err := b.all(ctx)
 	if err != nil {
-		kind := errs.KindOf(err)
-		if kind == errs.Invalid { // nobody asked for anything that makes no sense: this is the engine's refusal
-			kind = errs.Unsupported
-		}
-		return nil, errs.New("back up", o.VM.Name, kind, b.clean(ctx, err))
+		return nil, strategy.Failed(o.VM.Name, err, b.clean(ctx, err))
 	}
 	return res, nil
 }
@@ -101,12 +96,8 @@ func (b *backup) all(ctx context.Context) (*strategy.Result, error) {
 		return nil, err
 	}
 	b.Report.Step("commit")
-	if res.Point, err = x.Commit(ctx); err != nil {
+	if err := res.Commit(ctx, x); err != nil {
 		return nil, err
-	}
-	res.Stats = x.Stats()
-	for _, d := range res.Point.Disks {
-		res.DataBytes += d.Root.Data
 	}
 	b.afterCommit(ctx)
 	return res, nil
@@ -319,42 +310,21 @@ func (b *backup) modes(ctx context.Context) error {
 	return nil
 }
 
-// labels are what the point is found by.
-func (b *backup) labels() map[string]string {
-	l := map[string]string{
-		appliance.LabelVM: b.VM.Name, appliance.LabelVMID: string(b.VM.ID), appliance.LabelManager: b.Manager,
-		appliance.LabelStrategy: appliance.StrategyCBT, appliance.LabelRun: b.run.ID,
-		appliance.LabelSource: b.Manager + ", VM " + b.VM.Name, appliance.LabelConsistency: b.config.Consistency,
-		appliance.LabelCheckpoint: string(b.live.ToCheckpoint), appliance.LabelMode: "incremental",
-	}
-	if b.Why != "" {
-		l[appliance.LabelStrategyReason] = b.Why
-	}
-	if b.reason != "" {
-		l[appliance.LabelMode], l[appliance.LabelModeReason] = "full", b.reason
-	}
-	if b.parent != nil {
-		l[appliance.LabelParent] = string(b.parent.ID)
-	}
-	return l
-}
-
 // begin starts the store's session with everything that is known before the first byte.
 func (b *backup) begin() (*chunkstore.Session, error) {
-	for _, d := range b.disks {
-		b.config.Disks = append(b.config.Disks, d.PointDisk)
+	about := strategy.About{
+		Strategy: appliance.StrategyCBT, Why: b.Why, Run: b.run.ID, Manager: b.Manager, VM: b.VM, Config: b.config,
+		Disks: b.disks, Warnings: b.warnings, Reason: b.reason, Parent: b.parent,
 	}
-	b.config.Warnings = b.warnings
-	for _, w := range b.warnings {
-		b.Report.Note(w)
-	}
-	raw, err := json.Marshal(b.config)
+	labels := about.Labels()
+	labels[appliance.LabelCheckpoint] = string(b.live.ToCheckpoint)
+	config, err := about.Configuration(b.Report)
 	if err != nil {
-		return nil, errs.New("keep configuration", b.VM.Name, errs.Bug, err)
+		return nil, err
 	}
 	when := b.live.Created
 	if when.IsZero() {
 		when = b.Now()
 	}
-	return b.Store.Begin(when, b.labels(), raw), nil
+	return b.Store.Begin(when, labels, config), nil
 }
