@@ -3,7 +3,6 @@ package instant
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -82,35 +81,14 @@ func (p *preparation) all(ctx context.Context, id string, exportID uint32) error
 // defaultMemoryMiB is what a VM without a known configuration gets.
 const defaultMemoryMiB = 1024
 
-// vmName is what the engine takes.
-var vmName = regexp.MustCompile(`^[0-9A-Za-z_.-]+$`)
-
-// chooseName finds a name that is free. The original VM is never touched.
+// chooseName finds a name that is free.
 func (p *preparation) chooseName(ctx context.Context, c *appliance.PointConfig) error {
-	name := p.q.Name
-	if name == "" {
-		name = c.VMName
-	}
-	if name == "" {
-		return errs.Text("name VM", "", errs.Invalid, "no name was given, and the point has none").WithNext("Give one with --name.")
-	}
-	if !vmName.MatchString(name) {
-		return errs.Text("name VM", name, errs.Invalid, "the engine takes letters from a to z, digits, '_', '-' and '.' in a VM's name, and nothing else").
-			WithNext("Choose another name with --name.")
-	}
-	_, err := p.o.Engine.FindVM(ctx, name)
-	if err == nil {
-		if p.q.Name != "" {
-			return errs.Text("name VM", name, errs.Exists, "a VM of that name exists").WithNext("Choose another name with --name.")
-		}
-		name = name + "-restored-" + p.r.ID[:6]
-		if _, err = p.o.Engine.FindVM(ctx, name); err == nil {
-			return errs.Text("name VM", name, errs.Exists, "a VM of that name exists").WithNext("Choose another name with --name.")
-		}
-		p.notes = append(p.notes, "The VM "+c.VMName+" exists: the restored one is called "+name+", with new MAC addresses.")
-	}
-	if !errs.Is(err, errs.NotFound) {
+	name, renamed, err := ovirt.FreeVMName(ctx, p.o.Engine, p.q.Name, c.VMName, p.r.ID)
+	if err != nil {
 		return err
+	}
+	if renamed {
+		p.notes = append(p.notes, "The VM "+c.VMName+" exists: the restored one is called "+name+", with new MAC addresses.")
 	}
 	p.r.VM = name
 	return nil
@@ -122,23 +100,11 @@ func (p *preparation) choosePlace(ctx context.Context, c *appliance.PointConfig)
 	if err != nil {
 		return err
 	}
-	want := p.q.Cluster
-	if want == "" {
-		want = c.Cluster
+	chosen, err := ovirt.ChooseCluster(clusters, p.q.Cluster, c.Cluster)
+	if err != nil {
+		return err
 	}
-	i := slices.IndexFunc(clusters, func(x ovirt.Cluster) bool { return string(x.ID) == want || x.Name == want })
-	if i < 0 && p.q.Cluster == "" && len(clusters) == 1 {
-		i = 0
-	}
-	if i < 0 {
-		names := make([]string, len(clusters))
-		for k, x := range clusters {
-			names[k] = x.Name
-		}
-		return errs.Text("choose cluster", want, errs.NotFound, "the engine has no such cluster").
-			WithNext("Name one with --cluster: " + strings.Join(names, ", ") + ".")
-	}
-	p.r.Cluster, p.r.DataCenter = clusters[i].ID, clusters[i].DataCenter
+	p.r.Cluster, p.r.DataCenter = chosen.ID, chosen.DataCenter
 	return p.chooseHost(ctx, clusters)
 }
 

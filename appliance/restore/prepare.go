@@ -3,7 +3,6 @@ package restore
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -96,35 +95,14 @@ func (p *preparation) read(context.Context) (err error) {
 	return err
 }
 
-// vmName is what the engine takes.
-var vmName = regexp.MustCompile(`^[0-9A-Za-z_.-]+$`)
-
-// chooseName finds a name that is free. The original VM is never touched.
+// chooseName finds a name that is free.
 func (p *preparation) chooseName(ctx context.Context) error {
-	const op, next = "name VM", "Choose another name with --name."
-	name := p.q.Name
-	if name == "" {
-		name = p.config.VMName
-	}
-	if name == "" {
-		return errs.Text(op, "", errs.Invalid, "no name was given, and the point has none").WithNext("Give one with --name.")
-	}
-	if !vmName.MatchString(name) {
-		return errs.Text(op, name, errs.Invalid, "the engine takes letters from a to z, digits, '_', '-' and '.' in a VM's name, and nothing else").WithNext(next)
-	}
-	_, err := p.o.Engine.FindVM(ctx, name)
-	if err == nil && p.q.Name == "" {
-		old := name
-		name = old + "-restored-" + p.r.ID[:min(6, len(p.r.ID))]
-		if _, err = p.o.Engine.FindVM(ctx, name); errs.Is(err, errs.NotFound) {
-			p.note("A VM named %s exists, and stays as it is: the restored one is called %s.", old, name)
-		}
-	}
-	if err == nil {
-		return errs.Text(op, name, errs.Exists, "a VM of that name exists").WithNext(next)
-	}
-	if !errs.Is(err, errs.NotFound) {
+	name, renamed, err := ovirt.FreeVMName(ctx, p.o.Engine, p.q.Name, p.config.VMName, p.r.ID)
+	if err != nil {
 		return err
+	}
+	if renamed {
+		p.note("A VM named %s exists, and stays as it is: the restored one is called %s.", p.config.VMName, name)
 	}
 	p.r.VM = name
 	return nil
@@ -135,19 +113,11 @@ func (p *preparation) chooseCluster(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	want := p.q.Cluster
-	if want == "" {
-		want = p.config.Cluster
+	chosen, err := ovirt.ChooseCluster(clusters, p.q.Cluster, p.config.Cluster)
+	if err != nil {
+		return err
 	}
-	i := slices.IndexFunc(clusters, func(x ovirt.Cluster) bool { return string(x.ID) == want || x.Name == want })
-	if i < 0 && p.q.Cluster == "" && len(clusters) == 1 {
-		i = 0
-	}
-	if i < 0 {
-		return errs.Text("choose cluster", want, errs.NotFound, "the engine has no such cluster").
-			WithNext("Name one with --cluster: " + list(clusters, func(c ovirt.Cluster) string { return c.Name }) + ".")
-	}
-	p.r.ClusterID, p.r.Cluster, p.dc = clusters[i].ID, clusters[i].Name, clusters[i].DataCenter
+	p.r.ClusterID, p.r.Cluster, p.dc = chosen.ID, chosen.Name, chosen.DataCenter
 	return nil
 }
 
